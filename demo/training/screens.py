@@ -1,0 +1,333 @@
+"""Generated phone screens with questions, answers and the character under every visual token.
+
+A screen is drawn for a grid of tiles (cols x rows, 160 pixels each): settings, receipts, chats, option lists
+and tickets, in several fonts, sizes, themes and alignments. Some screens are narrower or shorter than their
+grid (the tiler then pads them), some are drawn larger and scaled down, as real screenshots are.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vocabulary import CHARACTERS
+
+TILE = 160
+TOKEN = 16
+TOKENS_PER_SIDE = TILE // TOKEN
+SLOTS = 3
+
+TRAIN_FONTS = (
+    "Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "OpenSans-Regular.ttf", "OpenSans-Semibold.ttf",
+    "Lato-Regular.ttf", "Lato-Medium.ttf", "Lato-Bold.ttf", "LiberationSans-Regular.ttf", "LiberationSans-Bold.ttf",
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSans-Bold.ttf", "Inter-Regular.otf", "Inter-Medium.otf",
+)  # fmt: skip
+UNSEEN_FONTS = ("Cantarell-Regular.otf", "Cantarell-Bold.otf", "Quicksand-Medium.ttf", "Quicksand-Bold.ttf")
+
+TRAIN_KEYS = tuple(
+    "Name City Cost Mail Date Size Room Gate Seat Bill Code Tax Tip Wifi Sum Day Bus Phone Price Total Street Color "
+    "Model Hotel Floor Train Class Ticket Rate Weight Status Level Score Sender Topic Month Year Zone Plan Data Sound "
+    "Light Mode Theme Radio Alarm Timer Volume Screen Camera Network Hotspot Storage Backup Update Language Region "
+    "Account Profile Payment Order Table Coffee Tea Water Bread Milk Cake Soup Salad Rice Pizza Juice Apple Lemon "
+    "Delivery Shipping Discount Change Cash Card Balance Credit Fee Rent Energy Speed Distance Height Owner Driver "
+    "Doctor Team Court Row Door Lane Exit Flight Boarding Arrival Platform Station Coach Berth Visa Locker Parking "
+    "Anna Ben Carl Dora Emil Fred Greta Hugo Ida Jack Karl Lena Mike Nora Olaf Paul Rosa Sam Tina Vera".split()
+)
+UNSEEN_KEYS = tuple(
+    "Battery Bluetooth Location Privacy Keyboard Brightness Voucher Invoice Subtotal Cheese Tomato Sandwich Cookie "
+    "Terminal Carriage Passenger Duration Baggage Reference Quantity Address Country Meeting Homework Temperature "
+    "Gloria Martin Oscar Sophie Walter".split()
+)
+TITLES = tuple(
+    "Settings|Receipt|Messages|My list|Ticket|Options|Network|Sound|Display|Wallet|Orders|Trip|Market|Cafe Luna|"
+    "Corner Shop|Team chat|Boarding pass|Profile|General|Security|Storage|Notes|Tasks|Menu|Bus ticket|Concert|"
+    "Cinema|Library|Weather|Health|Fitness|Calendar|Contacts|Family|Work|School|Grand Hotel|City Museum|Night train|"
+    "Green Garden".split("|")
+)
+WORDS = tuple(
+    "red blue green black white small large medium fast slow warm cold early late open closed full empty high low "
+    "north south east west yes soon later never always today Monday Friday Sunday May June July Paris Rome Oslo "
+    "Berlin Madrid Tokyo London see you ok thanks call me bring the book lunch home great fine".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about a screen. `kind` names the row of the score table it counts in."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(slots=True)
+class Screen:
+    """A drawn screen: `image` (RGB), its tile `grid` (cols, rows), its questions, and its character labels.
+
+    `labels` is int64 [rows * 10, cols * 10, 3]: indices into CHARACTERS of the characters, up to three, whose centres
+    lie in that visual token, left to right; 0 (space) means none.
+    """
+
+    image: Image.Image
+    grid: tuple[int, int]
+    labels: np.ndarray
+    questions: list[Question]
+
+
+@dataclass(slots=True)
+class _Text:
+    x: float
+    y: float
+    text: str
+    font: ImageFont.FreeTypeFont
+    color: tuple[int, int, int]
+
+
+@dataclass(slots=True)
+class _Layout:
+    texts: list[_Text] = field(default_factory=list)
+    circles: list[tuple[float, float, float, bool]] = field(default_factory=list)
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    lines: list[float] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    everything: list[str] = field(default_factory=list)
+
+
+@lru_cache(maxsize=512)
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(name, size)
+
+
+@lru_cache(maxsize=65536)
+def _width(name: str, size: int, text: str) -> float:
+    return float(_font(name, size).getlength(text))
+
+
+def _pseudo_word(rng: random.Random) -> str:
+    syllables = rng.randrange(1, 4)
+    word = "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(syllables))
+    return (word + rng.choice(["", "n", "r", "s", "l", "t"])).capitalize()
+
+
+def _value(rng: random.Random) -> str:
+    kind = rng.randrange(9)
+    if kind == 0:
+        return str(rng.randrange(10 ** rng.randrange(1, 6)))
+    if kind == 1:
+        return f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
+    if kind == 2:
+        return _pseudo_word(rng)
+    if kind == 3:
+        return f"${rng.randrange(200)}"
+    if kind == 4:
+        return f"{rng.randrange(100)}.{rng.randrange(100):02d}"
+    if kind == 5:
+        return f"{rng.randrange(1, 32)} {rng.choice(['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'])}"
+    if kind == 6:
+        return "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ0123456789") for _ in range(rng.randrange(2, 6)))
+    if kind == 7:
+        return f"{rng.randrange(101)}%"
+    return rng.choice(WORDS)
+
+
+def _keys(rng: random.Random, count: int, unseen: bool) -> list[str]:
+    if unseen:
+        return rng.sample(UNSEEN_KEYS, count)
+    keys: list[str] = []
+    while len(keys) < count:
+        key = rng.choice(TRAIN_KEYS) if rng.random() < 0.65 else _pseudo_word(rng)
+        if key not in keys and key not in UNSEEN_KEYS:
+            keys.append(key)
+    return keys
+
+
+def _fit(name: str, size: int, text: str, width: float) -> str:
+    while len(text) > 1 and _width(name, size, text) > width:
+        text = text[:-1].rstrip()
+    return text
+
+
+def _rows_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tuple[float, float, float, float],
+             color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
+    """Key-value rows (settings, receipts, chats, tickets) inside `box` = left, top, right, bottom."""
+    left, top, right, bottom = box
+    pitch_min = size * 1.3
+    most = max(1, int((bottom - top) / pitch_min))
+    count = min(rng.randrange(1, 4) if most <= 4 else rng.randrange(2, min(9, most) + 1), most)
+    pitch = min((bottom - top) / count, pitch_min * rng.uniform(1.0, 2.0))
+    style = rng.choice(("right", "right", "colon", "space", "chat"))
+    switches = rng.random() < 0.4 and style != "chat"
+    y = top + rng.uniform(0, max(0.0, (bottom - top) - pitch * count))
+    for key in _keys(rng, count, unseen):
+        width = right - left
+        is_switch = switches and rng.random() < 0.5
+        value = rng.choice(("On", "Off")) if is_switch else _value(rng)
+        if style == "chat":
+            value = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(1, 4)))
+        key_text = key + (":" if style in ("colon", "chat") else "")
+        gap = _width(name, size, " ") * (1 if style != "right" else 2)
+        room = width - _width(name, size, key_text) - gap
+        value = _fit(name, size, value, room)
+        if _width(name, size, value) > room or (is_switch and value not in ("On", "Off")):
+            continue
+        offset = 0.0
+        total = _width(name, size, key_text) + gap + _width(name, size, value)
+        if style == "chat":
+            offset = rng.choice((0.0, width - total))
+            layout.boxes.append((left + offset - 4, y - 1, left + offset + total + 4, y + size * 1.2))
+        layout.texts.append(_Text(left + offset, y, key_text, _font(name, size), color))
+        x = right - _width(name, size, value) if style == "right" else left + offset + total - _width(name, size, value)
+        layout.texts.append(_Text(x, y, value, _font(name, size), color))
+        if is_switch:
+            layout.questions.append(Question("yes_no", f"Is {key} on?", "Yes" if value == "On" else "No"))
+        else:
+            layout.questions.append(Question("value", rng.choice((f"What is the {key}?", f"{key}?")), value))
+        layout.everything.append(f"{key_text} {value}")
+        y += pitch
+
+
+def _options_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tuple[float, float, float, float],
+                color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
+    """A list of options, one of them selected (a filled circle; the others are rings)."""
+    left, top, right, bottom = box
+    pitch_min = size * 1.35
+    most = max(1, int((bottom - top) / pitch_min))
+    count = min(rng.randrange(2, 8), most)
+    if count < 2:
+        return
+    pitch = min((bottom - top) / count, pitch_min * rng.uniform(1.0, 1.8))
+    y = top + rng.uniform(0, max(0.0, (bottom - top) - pitch * count))
+    chosen = rng.randrange(count)
+    options = [_fit(name, size, option, right - left - size * 1.4) for option in _keys(rng, count, unseen)]
+    at_right = rng.random() < 0.3
+    for index, option in enumerate(options):
+        radius = size * 0.36
+        cx = right - radius if at_right else left + radius
+        layout.circles.append((cx, y + size * 0.62, radius, index == chosen))
+        layout.texts.append(_Text(left if at_right else left + size * 1.2, y, option, _font(name, size), color))
+        layout.everything.append(option)
+        y += pitch
+    layout.questions.append(Question("selected", "Which option is selected?", options[chosen]))
+    layout.questions.append(Question("count", "How many options are there?", str(count)))
+
+
+def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool = False, unseen_keys: bool = False,
+                draw: bool = True) -> Screen:  # fmt: skip
+    """Draw one screen for `grid` = (cols, rows).
+
+    With `draw=False` the image is left blank: only the labels and questions are made (for the decoder's first
+    lessons). Deterministic for a given state of `rng`.
+    """
+    cols, rows = grid
+    full_width, full_height = cols * TILE, rows * TILE
+    width, height = full_width, full_height
+    if rng.random() < 0.35:
+        if rng.random() < 0.5:
+            width -= rng.randrange(0, max(1, full_width // 10))
+        else:
+            height -= rng.randrange(0, max(1, full_height // 10))
+    name = rng.choice(UNSEEN_FONTS if unseen_font else TRAIN_FONTS)
+    size = rng.randrange(21, 25) if cols == 1 else rng.randrange(22, 30)
+    dark = rng.random() < 0.5
+    base = rng.randrange(0, 50) if dark else rng.randrange(205, 256)
+    tint = [max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3)]
+    ink_level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
+    ink = (ink_level, ink_level, ink_level)
+    layout = _Layout()
+    margin = rng.randrange(3, 14 if cols > 1 else 8)
+    top = float(rng.randrange(1, 10))
+    if rng.random() < 0.65:
+        clock = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}" if rng.random() < 0.7 else f"{rng.randrange(1, 10)}:{rng.randrange(60):02d}"
+        layout.texts.append(_Text(margin, top, clock, _font(name, size), ink))
+        layout.questions.append(Question("time", "What time is it?", clock))
+        status = clock
+        if cols > 1 and rng.random() < 0.6:
+            battery = f"{rng.randrange(1, 101)}%"
+            layout.texts.append(_Text(width - margin - _width(name, size, battery), top, battery, _font(name, size), ink))
+            status += " " + battery
+        layout.everything.append(status)
+        top += size * rng.uniform(1.35, 1.8)
+    if rows * cols > 1 and rng.random() < 0.8:
+        title = _fit(name, size, rng.choice(TITLES) if rng.random() < 0.8 else _pseudo_word(rng), width - 2 * margin)
+        x = margin if rng.random() < 0.5 else (width - _width(name, size, title)) / 2
+        layout.texts.append(_Text(x, top, title, _font(name, size), ink))
+        layout.questions.append(Question("title", "What is the title?", title))
+        layout.everything.append(title)
+        top += size * rng.uniform(1.35, 1.8)
+        if rng.random() < 0.5:
+            layout.lines.append(top - size * 0.12)
+            top += 3
+    fill = _options_of if rng.random() < 0.28 else _rows_of
+    fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
+    if layout.everything:
+        layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
+    image = _draw(rng, layout, (width, height), tuple(tint), ink) if draw else Image.new("RGB", (width, height))
+    offset = ((full_width - width) // 2, (full_height - height) // 2)
+    return Screen(image, grid, _labels(layout, grid, offset, name, size), layout.questions)
+
+
+def _draw(rng: random.Random, layout: _Layout, size: tuple[int, int], background: tuple[int, ...],
+          ink: tuple[int, int, int]) -> Image.Image:  # fmt: skip
+    scale = rng.uniform(1.5, 3.4) if rng.random() < 0.25 else 1.0
+    # Equal scale in both directions, as a screenshot has.
+    image = Image.new("RGB", (round(size[0] * scale), round(size[1] * scale)), background)
+    canvas = ImageDraw.Draw(image)
+    accent = tuple(int(0.82 * b + 0.18 * i) for b, i in zip(background, ink, strict=True))
+    for box in layout.boxes:
+        canvas.rounded_rectangle([value * scale for value in box], radius=6 * scale, fill=accent)
+    for y in layout.lines:
+        canvas.line([(0, y * scale), (image.width, y * scale)], fill=accent, width=max(1, round(scale)))
+    for cx, cy, radius, filled in layout.circles:
+        box = [(cx - radius) * scale, (cy - radius) * scale, (cx + radius) * scale, (cy + radius) * scale]
+        canvas.ellipse(box, outline=ink, width=max(2, round(2 * scale)), fill=ink if filled else None)
+    for text in layout.texts:
+        font = text.font if scale == 1.0 else text.font.font_variant(size=text.font.size * scale)
+        canvas.text((text.x * scale, text.y * scale), text.text, font=font, fill=text.color)
+    return image
+
+
+def _labels(layout: _Layout, grid: tuple[int, int], offset: tuple[int, int], name: str, size: int) -> np.ndarray:
+    labels = np.zeros((grid[1] * TOKENS_PER_SIDE, grid[0] * TOKENS_PER_SIDE, SLOTS), np.int64)
+
+    def put(x: float, y: float, character: str) -> None:
+        column, row = int((x + offset[0]) // TOKEN), int((y + offset[1]) // TOKEN)
+        if 0 <= row < labels.shape[0] and 0 <= column < labels.shape[1]:
+            slot = min(int(np.count_nonzero(labels[row, column])), SLOTS - 1)
+            labels[row, column, slot] = CHARACTERS.index(character)
+
+    for cx, cy, _, filled in layout.circles:
+        put(cx, cy, "*" if filled else "o")
+    for text in sorted(layout.texts, key=lambda item: item.x):
+        x = text.x
+        middle = text.y + text.font.getmetrics()[0] - 0.33 * size  # half the height of a digit above the baseline
+        for character in text.text:
+            advance = _width(name, size, character)
+            if character != " ":
+                put(x + advance / 2, middle, character)
+            x += advance
+    return labels
+
+
+def tiles_of(screen: Screen) -> np.ndarray:
+    """The tiles of a screen as the runtime makes them: uint8 [tiles, 160, 160, 3], thumbnail first when several.
+
+    The image is scaled to fit the grid, padded with black to its centre, cut row by row.
+    """
+    cols, rows = screen.grid
+    width, height = screen.image.size
+    scale = min(cols * TILE / width, rows * TILE / height)
+    fitted = screen.image
+    size = (min(cols * TILE, round(width * scale)), min(rows * TILE, round(height * scale)))
+    if size != fitted.size:
+        fitted = fitted.resize(size, Image.Resampling.BICUBIC)
+    canvas = Image.new("RGB", (cols * TILE, rows * TILE))
+    canvas.paste(fitted, ((cols * TILE - size[0]) // 2, (rows * TILE - size[1]) // 2))
+    pixels = np.asarray(canvas).reshape(rows, TILE, cols, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)
+    if cols * rows > 1:
+        thumbnail = np.asarray(screen.image.resize((TILE, TILE), Image.Resampling.BICUBIC))
+        pixels = np.concatenate([thumbnail[None], pixels])
+    return pixels

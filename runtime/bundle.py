@@ -1,0 +1,235 @@
+"""Opens a bundle and proves that it is whole before anything of it is loaded.
+
+A bundle is a directory, or one uncompressed zip of it. Weights are memory-mapped by the engines from real files, so a zip
+is unpacked to a temporary directory, which `Bundle.close` removes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime.engines import load_engine
+from pocketvlm.runtime.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    FileSpec,
+    Manifest,
+    VariantSpec,
+    check_relative_path,
+    parse_manifest,
+)
+
+_COPY_AGAIN = "copy the bundle again or export it again"
+_BLOCK = 1 << 20
+_HASH_THREADS = 4
+_MAX_ENTRIES = 10_000
+
+
+class Bundle:
+    """A bundle on disk whose files are those that its manifest lists. Use `Bundle.open`.
+
+    Attributes:
+        directory: where the files are.
+        manifest: what `manifest.json` says.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, *, temporary: bool = False) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._remove = weakref.finalize(self, _remove, directory) if temporary else None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Open a bundle directory or zip.
+
+        Args:
+            verify: compare every file's sha256 with the manifest. Presence, sizes and surplus files are always checked.
+
+        Raises:
+            BundleError: not a bundle, damaged, incomplete, with surplus files, links or unsafe paths, or of a newer schema.
+            EnvironmentFault: no room to unpack a zip.
+        """
+        place = Path(path)
+        if place.is_dir():
+            return cls(place, _check_directory(place, verify))
+        if not place.exists():
+            raise BundleError(f"{place}: no such bundle", "give the directory that `pocketvlm export` wrote")
+        if not place.is_file() or not zipfile.is_zipfile(place):
+            raise BundleError(
+                f"{place}: neither a bundle directory nor a zip", "give the directory that `pocketvlm export` wrote"
+            )
+        directory = Path(tempfile.mkdtemp(prefix="pocketvlm-"))
+        try:
+            _unpack(place, directory)
+            return cls(directory, _check_directory(directory, verify), temporary=True)
+        except BaseException:
+            _remove(directory)
+            raise
+
+    def variant(self, target: str | None = None) -> VariantSpec:
+        """The variant for a target or of that name; without one, the first whose engine runs here.
+
+        Raises:
+            UsageError: the bundle has no such variant.
+            EnvironmentFault: none of its engines runs here.
+        """
+        variants = self.manifest.variants
+        if target is not None:
+            for variant in variants:
+                if target in (variant.name, variant.target):
+                    return variant
+            known = ", ".join(dict.fromkeys(variant.target for variant in variants))
+            raise UsageError(f"the bundle has no variant for {target!r}", f"it has {known}")
+        reasons = []
+        for variant in variants:
+            try:
+                load_engine(variant.engine)
+            except (BundleError, EnvironmentFault) as error:
+                reasons.append(f"{variant.name}: {error.message}")
+            else:
+                return variant
+        raise EnvironmentFault(
+            f"no variant of the bundle runs here: {'; '.join(reasons)}", "export it for a target of this machine"
+        )
+
+    def path(self, name: str) -> Path:
+        """Full path of a file that the manifest lists.
+
+        Raises:
+            BundleError: it lists no such file.
+        """
+        if all(item.path != name for item in self.manifest.files):
+            raise BundleError(f"manifest.json does not list {name!r}", _COPY_AGAIN)
+        return self.directory / name
+
+    def sha256(self, name: str) -> str:
+        """Hash of a file that the manifest lists, as the manifest says."""
+        return next(item.sha256 for item in self.manifest.files if item.path == name)
+
+    def close(self) -> None:
+        """Remove what was unpacked from a zip; a directory stays as it is."""
+        if self._remove is not None:
+            self._remove()
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _check_directory(directory: Path, verify: bool) -> Manifest:
+    manifest = _read_manifest(directory)
+    expected = {item.path: item for item in manifest.files}
+    found = dict(_walk(directory))
+    found.pop(MANIFEST_NAME, None)
+    for name, item in expected.items():
+        if name not in found:
+            raise BundleError(f"{directory / name}: missing from the bundle", _COPY_AGAIN)
+        if found[name] != item.bytes:
+            raise BundleError(f"{directory / name}: {found[name]} bytes, the manifest says {item.bytes}", _COPY_AGAIN)
+    surplus = sorted(found.keys() - expected.keys())
+    if surplus:
+        raise BundleError(f"{directory / surplus[0]}: not part of the bundle", "remove it, or export the bundle again")
+    if verify:
+        _check_hashes(directory, manifest.files)
+    return manifest
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / MANIFEST_NAME
+    try:
+        if path.is_symlink():
+            raise BundleError(f"{path}: a link, not a file", _COPY_AGAIN)
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+        return parse_manifest(content.decode("utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{directory}: no {MANIFEST_NAME}", "give the directory that `pocketvlm export` wrote") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+    except UnicodeDecodeError:
+        raise BundleError(f"{path}: not UTF-8 text", _COPY_AGAIN) from None
+
+
+def _walk(directory: Path) -> Iterator[tuple[str, int]]:
+    """Relative path and size of every file; links and special files are refused."""
+    pending = [directory]
+    while pending:
+        try:
+            entries = sorted(os.scandir(pending.pop()), key=lambda entry: entry.name)
+        except OSError as error:
+            raise BundleError(f"{error.filename}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+        for entry in entries:
+            if entry.is_symlink():
+                raise BundleError(f"{entry.path}: a link; a bundle holds only files and folders", _COPY_AGAIN)
+            if entry.is_dir():
+                pending.append(Path(entry.path))
+            elif entry.is_file():
+                yield Path(entry.path).relative_to(directory).as_posix(), entry.stat().st_size
+            else:
+                raise BundleError(f"{entry.path}: neither a file nor a folder", _COPY_AGAIN)
+
+
+def _check_hashes(directory: Path, files: tuple[FileSpec, ...]) -> None:
+    def check(item: FileSpec) -> None:
+        path = directory / item.path
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+        if found != item.sha256:
+            raise BundleError(f"{path}: sha256 differs from the manifest: the file is damaged", _COPY_AGAIN)
+
+    # hashlib releases the interpreter lock, so threads help.
+    with ThreadPoolExecutor(min(_HASH_THREADS, max(1, len(files)))) as pool:
+        list(pool.map(check, files))
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+            _check_entries(archive, entries)
+            for entry in entries:
+                target = directory / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(entry) as source, target.open("xb") as copy:
+                    _copy(source, copy)  # type: ignore[arg-type]
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise BundleError(f"{archive}: damaged zip: {error}", _COPY_AGAIN) from error
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{archive}: cannot be unpacked to {directory}: {error.strerror}", "free some space, or unpack it yourself"
+        ) from error
+
+
+def _check_entries(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
+    names = [entry.filename for entry in entries]
+    if len(names) > _MAX_ENTRIES or len(set(names)) != len(names):
+        raise BundleError(f"{archive}: too many or repeated entries", "it is not one of ours")
+    for entry in entries:
+        check_relative_path(entry.filename)
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise BundleError(f"{archive}: {entry.filename} is a link or special file", "it is not one of ours")
+        # Stored entries cannot unpack to more than the archive itself.
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
+            raise BundleError(f"{archive}: {entry.filename} is compressed or encrypted", "pack the bundle without compression")
+    if sum(entry.file_size for entry in entries) > archive.stat().st_size:
+        raise BundleError(f"{archive}: entries overlap", "it is not one of ours")
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    while block := source.read(_BLOCK):
+        target.write(block)

@@ -1,0 +1,178 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
+from pocketvlm.runtime.engines.protocol import Array, require_contiguous
+
+_ERRORS_ONLY = 3
+
+# A bundle may come from a stranger, so only options that cannot name a file or a library are passed on.
+_CONFIG_ENTRIES = frozenset(
+    {
+        "mlas.disable_kleidiai",
+        "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        "session.disable_prepacking",
+        "session.dynamic_block_base",
+        "session.intra_op.allow_spinning",
+        "session.qdq_matmulnbits_accuracy_level",
+        "session.set_denormal_as_zero",
+    }
+)
+_OPTIMIZATION_LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_BAD_FILE = (
+    ort_errors.InvalidProtobuf,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidArgument,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.Fail,
+)
+
+
+class OnnxRuntimeEngine:
+    """Opens ONNX files; weights in external data are memory-mapped by ONNX Runtime.
+
+    Options: "graph_optimization" (disabled, basic, extended, all) and the session configuration entries of
+    `_CONFIG_ENTRIES`.
+    """
+
+    def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
+        """See `Engine.open`."""
+        settings = _session_options(options, threads)
+        try:
+            session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        except _BAD_FILE as error:
+            raise BundleError(
+                f"{path.name}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
+                "export the checkpoint again",
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            raise EnvironmentFault(f"{path.name}: ONNX Runtime failed to load it: {_first_line(error)}") from error
+        return OnnxRuntimeSession(session, path.name)
+
+
+class OnnxRuntimeSession:
+    """One `onnxruntime.InferenceSession`."""
+
+    def __init__(self, session: Any, name: str) -> None:
+        self._session = session
+        self._name = name
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._lock = threading.Lock()
+        self._running: set[Any] = set()
+        self._bound: weakref.WeakSet[OnnxRuntimeBoundRun] = weakref.WeakSet()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `EngineSession.run`."""
+        with self._cancellable() as options:
+            values = self._opened().run(self._outputs, dict(inputs), options)
+        return dict(zip(self._outputs, values, strict=True))
+
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> OnnxRuntimeBoundRun:
+        """See `EngineSession.bind`."""
+        require_contiguous(inputs)
+        require_contiguous(outputs)
+        bound = OnnxRuntimeBoundRun(self, inputs, outputs)
+        self._bound.add(bound)
+        return bound
+
+    def cancel(self) -> None:
+        """See `EngineSession.cancel`."""
+        with self._lock:
+            for options in self._running:
+                options.terminate = True
+
+    def close(self) -> None:
+        """See `EngineSession.close`."""
+        for bound in list(self._bound):
+            bound.release()
+        self._session = None
+
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise EnvironmentFault(f"{self._name}: the engine session is closed")
+        return self._session
+
+    @contextmanager
+    def _cancellable(self) -> Iterator[Any]:
+        options = ort.RunOptions()
+        with self._lock:
+            self._running.add(options)
+        try:
+            yield options
+        except (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
+            if options.terminate:
+                raise Cancelled(f"{self._name}: the run was cancelled") from None
+            raise EnvironmentFault(f"{self._name}: ONNX Runtime failed: {_first_line(error)}") from error
+        finally:
+            with self._lock:
+                self._running.discard(options)
+
+
+class OnnxRuntimeBoundRun:
+    """An IOBinding over the caller's arrays: OrtValues on the CPU share numpy's memory."""
+
+    def __init__(self, owner: OnnxRuntimeSession, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self._owner = owner
+        self._arrays = [*inputs.values(), *outputs.values()]
+        # One value per array, so that an operator sees that its input and output are the same buffer.
+        values = {id(array): ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays}
+        self._binding = owner._opened().io_binding()
+        try:
+            for name, array in inputs.items():
+                self._binding.bind_ortvalue_input(name, values[id(array)])
+            for name in owner._outputs:
+                if name in outputs:
+                    self._binding.bind_ortvalue_output(name, values[id(outputs[name])])
+                else:
+                    self._binding.bind_output(name)
+        except RuntimeError as error:
+            raise BundleError(
+                f"{owner._name}: cannot bind the graph's inputs and outputs: {_first_line(error)}",
+                "the graph does not fit the manifest; export the checkpoint again",
+            ) from error
+
+    def run(self) -> None:
+        """See `BoundRun.run`."""
+        with self._owner._cancellable() as options:
+            self._owner._opened().run_with_iobinding(self._binding, options)
+
+    def release(self) -> None:
+        """Drop the binding, which points into the session."""
+        self._binding = None
+
+
+def _session_options(options: Mapping[str, str], threads: int | None) -> Any:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.inter_op_num_threads = 1
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+    for key, value in options.items():
+        if key == "graph_optimization" and value in _OPTIMIZATION_LEVELS:
+            settings.graph_optimization_level = _OPTIMIZATION_LEVELS[value]
+        elif key in _CONFIG_ENTRIES:
+            settings.add_session_config_entry(key, value)
+        else:
+            raise BundleError(f"manifest.json: engine option {key}={value!r} is not known to onnxruntime", "update PocketVLM")
+    return settings
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

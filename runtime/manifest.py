@@ -1,0 +1,345 @@
+"""THE contract between the toolchain and every runtime: what `manifest.json` of a bundle says.
+
+Plain frozen dataclasses; `parse_manifest` reads them strictly (types, ranges, paths), `dump_manifest` writes
+canonical JSON. The Kotlin runtime reads the same file; `manifest.schema.json` describes it in JSON Schema.
+Section additions raise the minor version; anything that a reader must understand raises the major one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pocketvlm.errors import BundleError
+from pocketvlm.runtime.strict_json import decode
+
+SCHEMA_MAJOR = 1
+SCHEMA_MINOR = 0
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+TilingPolicy = Literal["relaxed_aspect", "llava_next", "internvl", "single"]
+Fit = Literal["pad", "stretch", "crop"]
+Thumbnail = Literal["never", "several_tiles", "always"]
+Arrangement = Literal["tile_by_tile", "picture_rows"]
+Resample = Literal["bicubic", "bilinear", "lanczos"]
+CacheProtocol = Literal["in_place", "columns"]
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaVersion:
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True, slots=True)
+class TilingSpec:
+    """Which grid of tiles an image is cut into, as data.
+
+    Attributes:
+        policy: name of the rule that picks the grid.
+        tile_size: side of a square tile, in pixels.
+        grids: candidate grids as (columns, rows).
+        thumbnail: whether the whole picture is added as one more tile.
+        alpha: tolerance of relaxed aspect ratio matching (BlueLM-V-3B, section 3.2).
+        fit: how the image fills the chosen grid: scaled to fit and padded to the centre, stretched, or scaled to
+            cover and cropped at the centre.
+    """
+
+    policy: TilingPolicy
+    tile_size: int
+    grids: tuple[tuple[int, int], ...]
+    thumbnail: Thumbnail
+    alpha: float = 0.1
+    fit: Fit = "pad"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How pixels become numbers: value * rescale, minus mean, divided by std, per RGB channel.
+
+    Attributes:
+        background: RGB value, 0 to 255, of padding and of what lies behind transparent pixels.
+        max_pixels: larger images are refused before they are decoded.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale: float = 1 / 255
+    resample: Resample = "bicubic"
+    background: tuple[int, int, int] = (0, 0, 0)
+    max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTokensSpec:
+    """How the visual tokens of the tiles stand in the prompt.
+
+    Attributes:
+        rows, cols: visual tokens per tile.
+        arrangement: "tile_by_tile" (each tile's tokens, then the next tile's) or "picture_rows" (the tiles'
+            tokens put back into one picture and read row by row, LLaVA-NeXT's arrangement).
+        thumbnail_first: whether the thumbnail's tokens precede those of the tiles.
+        newline: file with one float32 little-endian embedding [H] that follows every row of the picture
+            ("picture_rows" only); empty means none.
+    """
+
+    rows: int
+    cols: int
+    arrangement: Arrangement
+    thumbnail_first: bool = True
+    newline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpec:
+    """What the checkpoint's chat template does, as data. See docs/prompt.md.
+
+    A *sort* names a message by its role and by the part of it that touches its neighbour: "user" (a text) or
+    "user+image" (an image). Where a "+image" key is absent, the key without it holds for both.
+    A conversation is start[sort] parts between[sort>sort] parts ... generation[sort].
+
+    Attributes:
+        start: text before the first message, by the sort that it begins with.
+        between: text between two messages, by "sort that the earlier ends with>sort that the later begins with".
+        end: text after the last message, by the sort that it ends with, without a generation prompt.
+        generation: the same with the generation prompt.
+        trim: roles whose texts are all stripped of white space at both ends.
+        image: text that stands for one image; contains `image_token` exactly once.
+        image_token: the special token that the visual tokens replace.
+        images_first: whether the images of a message move before its texts.
+        within: text between two parts of one user message: "text>text", "text>image", "image>text",
+            "image>image". An absent key means no text.
+        trim_left: where else a text is stripped at its left end: ">user" (first of all), "assistant>user" (role
+            before, role of the text), "image>text" (inside a user message).
+        trim_right: where else a text is stripped at its right end: "user>" (last of all), "user>assistant",
+            "text>image".
+        blank: roles whose texts may be empty or white space alone; in the others such a text is an error.
+    """
+
+    start: dict[str, str]
+    between: dict[str, str]
+    end: dict[str, str]
+    generation: dict[str, str]
+    trim: tuple[str, ...]
+    image: str
+    image_token: str
+    images_first: bool
+    within: dict[str, str] = field(default_factory=dict)
+    trim_left: tuple[str, ...] = ()
+    trim_right: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerSpec:
+    """Where the tokenizer is and which tokens end an answer.
+
+    Attributes:
+        file: path of tokenizer.json in the bundle.
+        image_token_id: id of the prompt's `image_token`.
+        stop_token_ids: an answer ends at any of these; they are no part of it.
+        add_special_tokens: whether the tokenizer's own post-processor adds its tokens (say, the beginning of
+            sequence) to the rendered prompt: true where the chat template does not write them itself.
+    """
+
+    file: str
+    image_token_id: int
+    stop_token_ids: tuple[int, ...]
+    add_special_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """Sampling defaults of the checkpoint's generation_config.json."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a stage. A dimension is a number, or a name when it varies."""
+
+    name: str
+    dtype: Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """One graph of a variant. Two stages may name the same file: it is opened once.
+
+    `external_data` lists further files that the graph refers to.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    external_data: tuple[str, ...] = ()
+    kernels: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KvCacheSpec:
+    """The decoder's cache. Buffers past_key.<i>, past_value.<i> of shape [1, kv_heads, capacity, head_dim].
+
+    Attributes:
+        protocol: "in_place": outputs present_key.<i> and present_value.<i> are bound to the same buffers and the
+            graph writes the new columns itself; "columns": the graph returns the new columns, the runtime writes
+            them.
+        capacity: largest number of positions.
+        chunk_size: most tokens of one prefill call.
+    """
+
+    dtype: Literal["int8", "float32", "float16", "uint8"]
+    protocol: CacheProtocol
+    layers: int
+    kv_heads: int
+    head_dim: int
+    capacity: int
+    chunk_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantSpec:
+    """The stages of one compile target.
+
+    `stages` keys: patch_embed, vision_encoder, connector, fusion (optional), embed_tokens, prefill, decode.
+    """
+
+    name: str
+    target: str
+    precision: str
+    engine: str
+    engine_options: dict[str, str]
+    vision_batch: int
+    stages: dict[str, StageSpec]
+    kv_cache: KvCacheSpec
+    toolchain: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was exported. `spec` holds the toolchain's ModelSpec, for people and for `inspect`."""
+
+    name: str
+    architecture: str
+    hidden_size: int
+    vocab_size: int
+    parameters: int
+    licence: str
+    source: str
+    weights_sha256: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpec:
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All of `manifest.json`."""
+
+    schema: SchemaVersion
+    pocketvlm: str
+    model: ModelInfo
+    tiling: TilingSpec
+    image: ImageSpec
+    image_tokens: ImageTokensSpec
+    prompt: PromptSpec
+    tokenizer: TokenizerSpec
+    generation: GenerationSpec
+    variants: tuple[VariantSpec, ...]
+    files: tuple[FileSpec, ...]
+
+
+_PART = re.compile(r"[A-Za-z0-9._+-]{1,100}\Z")
+
+
+def check_relative_path(path: str) -> None:
+    """Refuse every path that could leave the bundle.
+
+    Raises:
+        BundleError: for an absolute path, a drive, a backslash, an empty part, "." or "..".
+    """
+    parts = path.split("/")
+    if PurePosixPath(path).is_absolute() or not all(_PART.match(part) and part not in (".", "..") for part in parts):
+        raise BundleError(f"manifest.json: unsafe file path {path!r}", "the bundle was tampered with; export it again")
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Read and check the text of `manifest.json`.
+
+    Raises:
+        BundleError: not JSON, a newer major schema, a missing or mistyped field, an unsafe or unlisted path.
+    """
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"manifest.json is larger than {MAX_MANIFEST_BYTES} bytes", "it is not one of ours")
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"manifest.json is not valid JSON: {error}", "copy the bundle again or export it again") from None
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if not isinstance(version, dict) or not isinstance(version.get("major"), int) or not isinstance(version.get("minor"), int):
+        raise BundleError("manifest.json has no schema version", "it is not a PocketVLM bundle")
+    if version["major"] != SCHEMA_MAJOR:
+        hint = "update PocketVLM" if version["major"] > SCHEMA_MAJOR else "export the checkpoint again"
+        raise BundleError(
+            f"manifest.json has schema {version['major']}.{version['minor']}; this reader knows {SCHEMA_MAJOR}.x", hint
+        )
+    manifest: Manifest = decode(Manifest, raw, "manifest.json", BundleError, ignore_unknown=version["minor"] > SCHEMA_MINOR)
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    listed = {item.path for item in manifest.files}
+    if len(listed) != len(manifest.files):
+        raise BundleError("manifest.json lists a file twice", "export the checkpoint again")
+    named = [manifest.tokenizer.file]
+    if manifest.image_tokens.newline:
+        named.append(manifest.image_tokens.newline)
+    for variant in manifest.variants:
+        for stage in variant.stages.values():
+            named += [stage.file, *stage.external_data]
+    for path in [*listed, *named]:
+        check_relative_path(path)
+    for path in named:
+        if path not in listed:
+            raise BundleError(f"manifest.json uses {path!r} but does not list it under files", "export the checkpoint again")
+    for item in manifest.files:
+        if item.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", item.sha256):
+            raise BundleError(f"manifest.json: bad size or sha256 of {item.path!r}", "export the checkpoint again")
+    tiling, tokens = manifest.tiling, manifest.image_tokens
+    if not 1 <= tiling.tile_size <= 4096 or not tiling.grids or len(tiling.grids) > 1000:
+        raise BundleError("manifest.json: tiling needs a tile_size of 1 to 4096 and 1 to 1000 grids")
+    if any(not (1 <= cols <= 100 and 1 <= rows <= 100) for cols, rows in tiling.grids):
+        raise BundleError("manifest.json: tiling grids must lie between 1x1 and 100x100")
+    if tokens.rows < 1 or tokens.cols < 1 or any(deviation <= 0 for deviation in manifest.image.std):
+        raise BundleError("manifest.json: image tokens and image std must be positive")
+    if not manifest.variants:
+        raise BundleError("manifest.json holds no variant", "export the checkpoint again")
+    for variant in manifest.variants:
+        cache = variant.kv_cache
+        if variant.vision_batch < 1 or min(cache.layers, cache.kv_heads, cache.head_dim, cache.capacity, cache.chunk_size) < 1:
+            raise BundleError(f"manifest.json: variant {variant.name!r} has a size below 1")
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses -> plain JSON values (tuples become lists)."""
+    return json.loads(json.dumps(asdict(value)))
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """Canonical JSON text: the same manifest always gives the same bytes."""
+    return json.dumps(asdict(manifest), indent=1, ensure_ascii=False, sort_keys=False) + "\n"

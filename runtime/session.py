@@ -1,0 +1,298 @@
+"""Opens a bundle and answers questions about images.
+
+with VlmSession.open("build/demo-bundle") as session:
+    screen = session.encode("screen.png")          # returns at once
+    question = {"type": "text", "text": "What is the battery level?"}
+    messages = [{"role": "user", "content": [{"type": "image", "image": screen}, question]}]
+    for piece in session.chat(messages):
+        print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, get_args
+
+from pocketvlm.errors import BundleError, UsageError
+from pocketvlm.runtime import decoder as decoder_module
+from pocketvlm.runtime import vision as vision_module
+from pocketvlm.runtime.answer import Answer, Messages, Workshop
+from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.chat import ChatStream, Turn
+from pocketvlm.runtime.decoder import Decoder
+from pocketvlm.runtime.encoding import EncodedImage, ImageEncoder, Release, ReleasePolicy
+from pocketvlm.runtime.engines import load_engine
+from pocketvlm.runtime.engines.protocol import EngineSession
+from pocketvlm.runtime.image import ImageSource
+from pocketvlm.runtime.manifest import Manifest, VariantSpec
+from pocketvlm.runtime.metrics import SessionFigures
+from pocketvlm.runtime.prompt import PromptBuilder
+from pocketvlm.runtime.sampler import SamplingOptions
+from pocketvlm.runtime.tokenizer import Tokenizer
+from pocketvlm.runtime.trace import Trace
+from pocketvlm.runtime.vision import VisionEncoder
+
+__all__ = ["ChatStream", "EncodedImage", "VlmSession"]
+
+
+class VlmSession:
+    """One variant of a bundle, in memory. Use `VlmSession.open`.
+
+    Images are encoded on a thread of their own, also while an answer is being generated. One answer at a time.
+    `close` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: VariantSpec,
+        *,
+        requested: str | None = None,
+        threads: int | None = None,
+        vision_batch: int | None = None,
+        overlap: bool = True,
+        release: ReleasePolicy = "keep",
+        max_length: int | None = None,
+        trace: Trace | None = None,
+        started: float | None = None,
+    ) -> None:
+        _check_options(variant, threads, vision_batch, release, max_length)
+        started = time.perf_counter() if started is None else started
+        self._bundle = bundle
+        self._variant = variant
+        self._requested = requested
+        self._trace = trace if trace is not None else Trace(enabled=False)
+        self._closing = threading.Lock()
+        self._closed = False
+        manifest = bundle.manifest
+        sessions = _Sessions(bundle, variant, threads)
+        vision = VisionEncoder(
+            variant.stages,
+            # The producer's patch embedding is small, and shares the cores with the stages that it feeds.
+            lambda stage: sessions.open(stage, 1 if overlap and stage == "patch_embed" else threads),
+            batch=vision_batch or variant.vision_batch,
+            overlap=overlap,
+            trace=self._trace,
+        )
+        self._sessions = sessions
+        with self._trace.span("load"):
+            tokenizer = Tokenizer.open(bundle.path(manifest.tokenizer.file))
+            prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.add_special_tokens)
+            try:
+                decoder = Decoder(variant, {name: sessions.shared(name) for name in decoder_module.STAGES}, self._trace)
+                vision.load()
+            except BaseException:
+                sessions.close()
+                raise
+        self._encoder = ImageEncoder(bundle, variant, vision, release, self._trace)
+        self._turn = Turn(decoder)
+        self._load_ms = (time.perf_counter() - started) * 1000
+        self._workshop = Workshop(
+            decoder=decoder,
+            prompt=prompt,
+            tokenizer=tokenizer,
+            encode=self._encoder.encode,
+            stop_token_ids=frozenset(manifest.tokenizer.stop_token_ids),
+            image_token_id=manifest.tokenizer.image_token_id,
+            max_length=min(decoder.capacity, max_length or decoder.capacity),
+            figures=self._figures,
+            trace=self._trace,
+            resident=[],
+        )
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        target: str | None = None,
+        threads: int | None = None,
+        vision_batch: int | None = None,
+        overlap: bool = True,
+        release: ReleasePolicy = "keep",
+        verify: bool = True,
+        max_length: int | None = None,
+        trace: Trace | None = None,
+    ) -> Self:
+        """Open a bundle (directory or uncompressed zip) and load one of its variants.
+
+        Args:
+            target: which variant, by target or name; None takes the first that runs here.
+            threads: threads of one operator; None leaves the choice to the engine.
+            vision_batch: tiles per batch; None takes the variant's own.
+            overlap: run the patch embedding of the next batches beside the vision blocks of the current one.
+            release: when the vision stages leave memory: never ("keep"), when no image waits to be encoded
+                ("after_encode"), or then if memory is short ("on_pressure"). A new image loads them again.
+            verify: compare every file's sha256 with the manifest before anything is loaded.
+            max_length: most positions of prompt and answer together; None takes all that the cache holds.
+            trace: collects what ran when.
+
+        Raises:
+            BundleError: the bundle is incomplete, damaged, unsafe or from a newer schema.
+            UsageError: an option outside its range, or no such target.
+            EnvironmentFault: this machine cannot run it.
+        """
+        started = time.perf_counter()
+        bundle = Bundle.open(path, verify=verify)
+        try:
+            return cls(
+                bundle,
+                bundle.variant(target),
+                requested=target,
+                threads=threads,
+                vision_batch=vision_batch,
+                overlap=overlap,
+                release=release,
+                max_length=max_length,
+                trace=trace,
+                started=started,
+            )
+        except BaseException:
+            bundle.close()
+            raise
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle's `manifest.json` says."""
+        return self._bundle.manifest
+
+    @property
+    def variant(self) -> VariantSpec:
+        """The variant in use."""
+        return self._variant
+
+    def encode(self, source: ImageSource) -> EncodedImage:
+        """Begin to encode an image and return at once.
+
+        An image whose pixels were encoded before is taken from the session's cache.
+
+        Args:
+            source: a path, the bytes of an image file, a Pillow image or a uint8 array [height, width, 3]. It must not be
+                changed until the result's `tile_plan` is known.
+
+        Raises:
+            UsageError: the session is closed.
+            ImageError: not a kind of source at all. What is wrong with the image itself is raised by the result's methods.
+        """
+        return self._encoder.encode(source)
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float = 0.0,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> ChatStream:
+        """Answer a conversation; the returned stream computes the text while it is read.
+
+        Positions that this conversation shares with the one before are not computed again.
+
+        Args:
+            messages: {"role", "content"} each; a content is a string or a list of {"type": "text", "text": ...} and
+                {"type": "image", "image": ...}, the latter an `EncodedImage` or what `encode` takes.
+            temperature, top_k, top_p, repetition_penalty: see `SamplingOptions`; None takes the checkpoint's default.
+            stop: texts that end the answer; they are not part of it.
+
+        Raises:
+            UsageError: an option outside its range, the session is closed or still answering another question.
+        """
+        default = self._bundle.manifest.generation
+        sampling = SamplingOptions(
+            temperature=default.temperature if temperature is None else temperature,
+            top_k=default.top_k if top_k is None else top_k,
+            top_p=default.top_p if top_p is None else top_p,
+            min_p=min_p,
+            repetition_penalty=default.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed=seed,
+        )
+        return ChatStream(self._turn, Answer(self._workshop, messages, max_new_tokens, sampling, stop))
+
+    def release_vision(self) -> Release | None:
+        """Drop the vision stages from memory now, after the image in work; None when they are not loaded."""
+        return self._encoder.release()
+
+    def close(self) -> None:
+        """Cancel what is going on, wait until it has stopped, and free everything. Closing twice is allowed."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._turn.close()
+            self._encoder.close()
+            self._sessions.close()
+            self._bundle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    def _figures(self) -> SessionFigures:
+        latest = self._encoder.latest_release
+        return SessionFigures(
+            load_ms=self._load_ms,
+            rss_before_release_mb=latest.before_mb if latest else None,
+            rss_after_release_mb=latest.after_mb if latest else None,
+            backend_requested=self._requested,
+            backend_actual=f"{self._variant.target} ({self._variant.engine})",
+        )
+
+
+class _Sessions:
+    """Opens stages; those of the decoder once per file."""
+
+    def __init__(self, bundle: Bundle, variant: VariantSpec, threads: int | None) -> None:
+        self._bundle = bundle
+        self._variant = variant
+        self._threads = threads
+        self._engine = load_engine(variant.engine)
+        self._shared: dict[Path, EngineSession] = {}
+
+    def open(self, stage: str, threads: int | None) -> EngineSession:
+        path = self._bundle.path(self._variant.stages[stage].file)
+        return self._engine.open(path, self._variant.engine_options, threads)
+
+    def shared(self, stage: str) -> EngineSession:
+        path = self._bundle.path(self._variant.stages[stage].file)
+        if path not in self._shared:
+            # A table look-up gains nothing from threads.
+            self._shared[path] = self.open(stage, 1 if stage == "embed_tokens" else self._threads)
+        return self._shared[path]
+
+    def close(self) -> None:
+        for session in self._shared.values():
+            session.close()
+        self._shared.clear()
+
+
+def _check_options(
+    variant: VariantSpec, threads: int | None, vision_batch: int | None, release: str, max_length: int | None
+) -> None:
+    for name, value in (("threads", threads), ("vision_batch", vision_batch), ("max_length", max_length)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}", "it must be 1 or more")
+    if release not in get_args(ReleasePolicy):
+        raise UsageError(f"release is {release!r}", f"it must be one of {', '.join(get_args(ReleasePolicy))}")
+    for stage in (*vision_module.STAGES, *decoder_module.STAGES):
+        if stage not in variant.stages:
+            raise BundleError(f"manifest.json: variant {variant.name!r} has no stage {stage!r}", "export the checkpoint again")
+    unknown = variant.stages.keys() - {*vision_module.STAGES, *decoder_module.STAGES}
+    if unknown:
+        raise BundleError(f"manifest.json: variant {variant.name!r} needs stages {sorted(unknown)}", "update PocketVLM")
+    fixed = variant.stages["vision_encoder"].inputs[0].shape[0]
+    if vision_batch is not None and isinstance(fixed, int) and vision_batch % fixed:
+        raise UsageError(
+            f"vision_batch is {vision_batch}",
+            f"this variant is compiled for batches of {fixed}; leave it out or take a multiple",
+        )

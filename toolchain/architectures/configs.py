@@ -1,0 +1,149 @@
+"""Reading the parts of config.json and of the image processor that several checkpoint families share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pocketvlm.errors import CheckpointError
+from pocketvlm.runtime.manifest import ImageSpec, Resample
+from pocketvlm.toolchain.checkpoint import Checkpoint
+from pocketvlm.toolchain.decoders import DECODERS
+from pocketvlm.toolchain.spec import DecoderSpec, VisionSpec
+
+_VISION_KINDS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
+_RESAMPLE: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def section(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A required object of config.json.
+
+    Raises:
+        CheckpointError: it is missing or no object.
+    """
+    value = config.get(key)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"config.json: {key!r} is missing or not an object", "this is not the config of a whole VLM")
+    return value
+
+
+def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
+    """VisionSpec of a CLIP or SigLIP `vision_config`; its only feature layer is the last one.
+
+    Raises:
+        CheckpointError: an unknown tower or a value of the wrong type.
+    """
+    from transformers import AutoConfig
+
+    model_type = str(config.get("model_type", ""))
+    if model_type not in _VISION_KINDS:
+        known = ", ".join(sorted(_VISION_KINDS))
+        raise CheckpointError(f"config.json: vision tower {model_type!r} is not supported", f"supported: {known}")
+    try:
+        full = AutoConfig.for_model(**config)
+        return VisionSpec(
+            kind=_VISION_KINDS[model_type],
+            hidden_size=int(full.hidden_size),
+            layers=int(full.num_hidden_layers),
+            heads=int(full.num_attention_heads),
+            intermediate_size=int(full.intermediate_size),
+            image_size=int(full.image_size),
+            patch_size=int(full.patch_size),
+            activation=str(full.hidden_act),
+            norm_eps=float(full.layer_norm_eps),
+            feature_layers=(int(full.num_hidden_layers),),
+            class_token=model_type == "clip_vision_model",
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a bad config
+        raise CheckpointError(f"config.json: vision_config cannot be read: {error}", "the config is damaged") from error
+
+
+def decoder_spec(config: Mapping[str, Any], whole: Mapping[str, Any], tensor_names: Mapping[str, object]) -> DecoderSpec:
+    """DecoderSpec of `text_config`. Tied when either config says so, or no output projection is stored.
+
+    Raises:
+        CheckpointError: an unknown decoder or a bad value.
+    """
+    decoder: DecoderSpec = DECODERS.load(str(config.get("model_type", ""))).read(config)
+    stored = any(name.endswith("lm_head.weight") for name in tensor_names)
+    tied = decoder.tie_embeddings or bool(whole.get("tie_word_embeddings", False)) or not stored
+    return replace(decoder, tie_embeddings=tied)
+
+
+def image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The image processor's settings, from preprocessor_config.json or processor_config.json.
+
+    Raises:
+        CheckpointError: neither holds them.
+    """
+    nested = checkpoint.processor.get("image_processor")
+    settings = checkpoint.preprocessor or (nested if isinstance(nested, dict) else {})
+    if not settings:
+        raise CheckpointError(
+            "the checkpoint has no image processor settings (preprocessor_config.json, processor_config.json)",
+            "save the model's processor into the directory",
+        )
+    return settings
+
+
+def image_spec(settings: Mapping[str, Any]) -> ImageSpec:
+    """ImageSpec of an image processor's settings.
+
+    Raises:
+        CheckpointError: a step that the runtime does not do, or a malformed value.
+    """
+    if settings.get("do_rescale", True) is False or settings.get("do_normalize", True) is False:
+        raise CheckpointError(
+            "the image processor does not rescale or normalise", "supported: do_rescale and do_normalize true"
+        )
+    resample = settings.get("resample", 3)
+    if resample not in _RESAMPLE:
+        raise CheckpointError(
+            f"the image processor resamples with filter {resample!r}", "supported: 1 Lanczos, 2 bilinear, 3 bicubic"
+        )
+    mean, deviation = settings.get("image_mean"), settings.get("image_std")
+    if not _three(mean) or not _three(deviation):
+        raise CheckpointError("the image processor's image_mean and image_std must be three numbers each")
+    assert isinstance(mean, list)
+    assert isinstance(deviation, list)
+    return ImageSpec(
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(deviation[0]), float(deviation[1]), float(deviation[2])),
+        rescale=float(settings.get("rescale_factor", 1 / 255)),
+        resample=_RESAMPLE[resample],
+    )
+
+
+def _three(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(item, int | float) for item in value)
+
+
+def stop_tokens(checkpoint: Checkpoint, text_config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end an answer: generation_config.json's, else the text config's.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for source in (checkpoint.generation, checkpoint.config, text_config):
+        value = source.get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        found = tuple(item for item in ids if isinstance(item, int) and not isinstance(item, bool))
+        if found:
+            return found
+    raise CheckpointError("no eos_token_id in generation_config.json or config.json", "add one: without it no answer ends")
+
+
+def image_token_id(config: Mapping[str, Any]) -> int:
+    """The id that marks images in a tokenised prompt (`image_token_id`, or the older `image_token_index`).
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for key in ("image_token_id", "image_token_index"):
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    raise CheckpointError("config.json has no image_token_id (or image_token_index)", "a VLM's config names its image token")

@@ -1,0 +1,142 @@
+"""Target `ort-cpu`: ONNX Runtime's CPU kernels, on a phone or on the host.
+
+Paper precision (BlueLM-V-3B, section 3.4, nearest that these kernels run): vision blocks and connector with INT8
+weights per output channel and activations quantized per call (DynamicQuantizeMatMul); decoder with INT4 blocks
+(MatMulNBits, INT8 activations inside the kernel); output projection and embedding table in 8-bit blocks; INT8 cache
+with one scale per channel. The patch convolution, the norms and the softmax stay in float32.
+"""
+
+from __future__ import annotations
+
+import onnxruntime
+
+from pocketvlm.errors import UsageError
+from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
+from pocketvlm.toolchain.backends.base import LowerJob
+from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
+from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
+from pocketvlm.toolchain.backends.ort_ops import OrtOps, Scheme
+from pocketvlm.toolchain.backends.ort_profile import kernels_of
+from pocketvlm.toolchain.decoders.llama import lm_head
+from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
+from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages
+
+_FLOAT = Scheme("float32")
+_VISION_DATA = "vision.data"
+_LANGUAGE_DATA = "language.data"
+
+
+class OrtCpu:
+    """Lowers all stages for ONNX Runtime's CPU execution provider."""
+
+    def check(self, spec: ModelSpec, recipe: ExportRecipe) -> None:
+        """Refuse head sizes that GroupQueryAttention cannot take.
+
+        Raises:
+            UsageError: naming the size.
+        """
+        if spec.decoder.head_dim % 8:
+            raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
+
+    def lower(self, job: LowerJob) -> VariantSpec:
+        """Write five graphs and two external data files into `job.folder`."""
+        stages = self._vision(job)
+        cache = self._cache(job)
+        stages |= self._language(job, cache)
+        stages = {name: kernels_of(job.folder, job.prefix, name, stage, cache) for name, stage in stages.items()}
+        return VariantSpec(
+            name="ort-cpu",
+            target="ort-cpu",
+            precision=job.recipe.precision,
+            engine="onnxruntime",
+            engine_options={},
+            vision_batch=job.recipe.vision_batch,
+            stages=stages,
+            kv_cache=cache,
+            toolchain={"onnxruntime": onnxruntime.__version__},
+        )
+
+    def _vision(self, job: LowerJob) -> dict[str, StageSpec]:
+        batch: int | str = job.recipe.vision_batch if job.recipe.fixed_vision_batch else "batch"
+        scheme = _FLOAT if job.recipe.precision == "fp32" else Scheme("dynamic_int8")
+        found = {}
+        with TensorFile(job.folder / _VISION_DATA) as tensors:
+            for stage in vision_stages(job.spec, batch):
+                job.progress.note(f"writing {stage.name}")
+                graph = GraphWriter(stage.name, tensors)
+                ops = OrtOps(graph, job.weights, scheme)
+                graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
+                graph.output(stage.output)
+                found[stage.name] = self._save(job, graph, _VISION_DATA, (stage.input,), (stage.output,))
+                job.progress.advance(1)
+        return found
+
+    def _cache(self, job: LowerJob) -> KvCacheSpec:
+        decoder = job.spec.decoder
+        return KvCacheSpec(
+            dtype="float32" if job.kv_scales is None else "int8",
+            protocol="in_place",
+            layers=decoder.layers,
+            kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
+            capacity=job.capacity,
+            chunk_size=job.recipe.chunk_size,
+        )
+
+    def _language(self, job: LowerJob, cache: KvCacheSpec) -> dict[str, StageSpec]:
+        body, head, table = self._schemes(job)
+        found = {}
+        with TensorFile(job.folder / _LANGUAGE_DATA) as tensors:
+            job.progress.note("writing embed_tokens")
+            stage = embed_stage(job.spec)
+            graph = GraphWriter(stage.name, tensors)
+            ops = OrtDecoderOps(graph, job.weights, body, table, job.spec.decoder, job.kv_scales, job.capacity)
+            graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
+            graph.output(stage.output)
+            found[stage.name] = self._save(job, graph, _LANGUAGE_DATA, (stage.input,), (stage.output,))
+            job.progress.note("writing decoder")
+            stage = decoder_stage(job.spec)
+            graph = GraphWriter(stage.name, tensors)
+            past = TensorSpec("past_length", "int64", (1,))
+            inputs = (stage.input, past, *cache_tensors(cache, "past"))
+            outputs = (stage.output, *cache_tensors(cache, "present"))
+            for tensor in inputs:
+                graph.input(tensor)
+            ops = OrtDecoderOps(graph, job.weights, body, head, job.spec.decoder, job.kv_scales, job.capacity)
+            graph.rename_output(stage.build(ops, stage.input.name), stage.output.name)
+            for tensor in outputs:
+                graph.output(tensor)
+            decoder = self._save(job, graph, _LANGUAGE_DATA, inputs, outputs)
+            job.progress.advance(1)
+        return found | {"prefill": decoder, "decode": decoder}
+
+    def _schemes(self, job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
+        """Schemes of the decoder's layers, of the output projection and of the embedding table."""
+        recipe = job.recipe
+        if recipe.precision == "fp32":
+            return _FLOAT, _FLOAT, _FLOAT
+        block = recipe.decoder_weights.block_size
+
+        def body(name: str) -> BlockWeights:
+            known = job.decoder_blocks.get(name)
+            if known is not None:
+                return known
+            weight = job.weights(f"{name}.weight")
+            return round_to_nearest(weight, 4, block, symmetric=recipe.decoder_weights.symmetric)
+
+        def eight_or_four(bits: int) -> Scheme:
+            return Scheme("blocks", lambda name: round_to_nearest(job.weights(f"{name}.weight"), bits, block))
+
+        head = eight_or_four(recipe.lm_head_bits)
+        tied = lm_head(job.spec.decoder) == "decoder.embed"
+        return Scheme("blocks", body), head, head if tied else eight_or_four(recipe.embedding_bits)
+
+    def _save(
+        self, job: LowerJob, graph: GraphWriter, data: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> StageSpec:
+        path = job.folder / f"{graph.name}.onnx"
+        graph.save(path)
+        external = (f"{job.prefix}/{data}",) if graph.uses_external_data else ()
+        return StageSpec(f"{job.prefix}/{path.name}", inputs, outputs, external)

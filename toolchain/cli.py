@@ -1,0 +1,100 @@
+"""The `pocketvlm` program: runs a command and turns whatever happens into an exit code and one line.
+
+Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 bad input, 4 a gate failed, 5 environment, 130 interrupted; 141 when the
+reader of our output has gone (what a shell reports for SIGPIPE). The commands are in `commands/application.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, UsageError
+
+_READER_GONE = 141
+_CLI_PACKAGES = ("typer", "rich", "psutil")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process unless given.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    flags = given[: given.index("--")] if "--" in given else given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character is no reason to lose an answer.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        from pocketvlm.toolchain.commands.application import ReaderGone, run_command
+
+        try:
+            return run_command(given)
+        except ReaderGone:
+            return _leave_quietly()
+    except BaseException as error:
+        try:
+            return _report(error, as_json="--json" in flags, debug="--debug" in flags)
+        except BrokenPipeError:
+            return _leave_quietly()
+
+
+def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    code, exit_code, message, hint = _describe(error)
+    if as_json:
+        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False), flush=True)
+    print(_one_line(f"error: {message}" + (f" ({hint})" if hint else "")), file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _describe(error: BaseException) -> tuple[str, int, str, str]:
+    """Code, exit code, message and hint of any exception."""
+    if not isinstance(error, PocketVLMError):
+        error = _translate(error)
+    if isinstance(error, PocketVLMError):
+        return error.code, error.exit_code, error.message, error.hint
+    first_line = str(error).partition("\n")[0]
+    hint = "this is a bug of PocketVLM: please report it with what --debug prints"
+    return "bug", 1, f"{type(error).__name__}: {first_line}", hint
+
+
+def _translate(error: BaseException) -> BaseException:
+    """Exceptions of Python and its libraries that are no bugs -> our own kinds."""
+    if isinstance(error, KeyboardInterrupt):
+        return Cancelled("interrupted")
+    if isinstance(error, MemoryError):
+        return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pocketvlm"):
+        package = error.name.partition(".")[0]
+        extra = "cli" if package in _CLI_PACKAGES else "export"
+        return EnvironmentFault(f"the package {package} is not installed", f"pip install 'pocketvlm[{extra}]'")
+    if getattr(error, "exit_code", None) == UsageError.exit_code and hasattr(error, "format_message"):
+        return UsageError(error.format_message().rstrip("."), "see `pocketvlm --help`")
+    return error
+
+
+def _one_line(text: str) -> str:
+    """`text` without line breaks, and without control characters that could steer a terminal."""
+    joined = re.sub(r"\s*[\r\n]+\s*", " ", text)
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in joined)
+
+
+def _leave_quietly() -> int:
+    """Nobody reads us any more; keep Python from saying so when it flushes at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return _READER_GONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

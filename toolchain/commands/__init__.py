@@ -1,0 +1,1 @@
+"""The commands of the `pocketvlm` program. Each module is imported when its command runs."""

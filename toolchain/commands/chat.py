@@ -1,0 +1,75 @@
+"""`pocketvlm chat`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pocketvlm.errors import BadInputError
+from pocketvlm.runtime.session import VlmSession
+from pocketvlm.toolchain.commands.run import check_text
+
+_HELP = "/image FILE shows an image with the next question, /new forgets the conversation, Ctrl-D ends"
+
+
+def chat(bundle: Path) -> None:
+    """Read questions from stdin, line by line, and answer them until it ends.
+
+    On a terminal an unusable image or question is reported and the conversation goes on.
+
+    Raises:
+        PocketVLMError: see `VlmSession`; without a terminal, also for images and questions.
+    """
+    interactive = sys.stdin.isatty()
+    with VlmSession.open(bundle) as session:
+        conversation = _Conversation(session)
+        if interactive:
+            print(_HELP, file=sys.stderr)
+        while True:
+            if interactive:
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return
+            try:
+                conversation.take(line.strip())
+            except BadInputError as error:
+                if not interactive:
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+
+
+class _Conversation:
+    def __init__(self, session: VlmSession) -> None:
+        self._session = session
+        self._messages: list[dict[str, Any]] = []
+        self._images: list[dict[str, Any]] = []
+
+    def take(self, line: str) -> None:
+        """One line: a command or a question; an empty one is passed over."""
+        command, _, rest = line.partition(" ")
+        if command == "/image":
+            image = self._session.encode(rest.strip())
+            # Waits until the file has been opened, so that an unusable one is named here.
+            _ = image.tile_plan
+            self._images.append({"type": "image", "image": image})
+        elif command == "/new":
+            self._messages, self._images = [], []
+        elif line:
+            self._answer(check_text(line))
+
+    def _answer(self, question: str) -> None:
+        asked = {"role": "user", "content": [*self._images, {"type": "text", "text": question}]}
+        stream = self._session.chat([*self._messages, asked])
+        try:
+            for piece in stream:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            # Stops this answer, not the program; what was said stays part of the conversation.
+            stream.close()
+        print(flush=True)
+        self._images = []
+        if stream.text:
+            self._messages += [asked, {"role": "assistant", "content": stream.text}]

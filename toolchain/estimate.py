@@ -1,0 +1,64 @@
+"""What an export will need, told before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.weights import expected_parameters
+
+# Two busy phone-class or laptop cores; order of magnitude only.
+_FLOPS = 6e10
+_LIBRARIES = 700 << 20
+_KEPT_LIMIT = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Peak memory, size of the bundle and duration of an export."""
+
+    ram_bytes: int
+    disk_bytes: int
+    seconds: float
+    keep_weights: bool
+
+
+def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int) -> Estimate:
+    """Estimate an export from the shapes alone.
+
+    Args:
+        calibration_tokens: positions that go through the decoder for calibration.
+    """
+    counts = {name: math.prod(shape) for name, shape in expected_parameters(spec).items()}
+    decoder = sum(count for name, count in counts.items() if name.startswith("decoder.layers."))
+    vision = sum(count for name, count in counts.items() if name.startswith(("vision.", "connector.")))
+    rest = sum(counts.values()) - decoder - vision
+    total, largest = sum(counts.values()), max(counts.values())
+    keep = 4 * total <= _KEPT_LIMIT
+    if recipe.precision == "fp32":
+        disk = 4.0 * total
+    else:
+        block = recipe.decoder_weights.block_size
+        disk = decoder * (0.5 + 4.5 / block) + vision * 1.02 + rest * (1 + 5 / block)
+    gptq = recipe.precision == "paper" and recipe.decoder_weights.method == "gptq"
+    kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
+    hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0
+    activations = calibration_tokens * spec.decoder.hidden_size * 4 * 3
+    # The opened bundle and its packed weights come on top while it is verified.
+    ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + kept_codes + hessian + activations + 2 * disk
+    passes = (6 if gptq else 1) + 2
+    flops = passes * 2.0 * decoder * max(calibration_tokens, 512)
+    if gptq:
+        flops += sum(_gptq_flops(shape) for name, shape in expected_parameters(spec).items() if _is_matrix(name, shape))
+    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total, keep)
+
+
+def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    return name.startswith("decoder.layers.") and len(shape) == 2
+
+
+def _gptq_flops(shape: tuple[int, ...]) -> float:
+    rows, columns = shape
+    return 2.0 * columns**3 + 2.0 * rows * columns**2

@@ -1,0 +1,296 @@
+"""Checkpoint -> phone bundle, in one straight line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pocketvlm import __version__
+from pocketvlm.errors import CheckpointError, RecipeError, UsageError
+from pocketvlm.runtime.manifest import (
+    SCHEMA_MAJOR,
+    SCHEMA_MINOR,
+    GenerationSpec,
+    Manifest,
+    ModelInfo,
+    PromptSpec,
+    SchemaVersion,
+    TokenizerSpec,
+    to_json,
+)
+from pocketvlm.runtime.prompt import PromptBuilder
+from pocketvlm.runtime.tokenizer import Tokenizer
+from pocketvlm.toolchain.architectures import ARCHITECTURES
+from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.backends.base import LowerJob
+from pocketvlm.toolchain.bundle import BundleWriter
+from pocketvlm.toolchain.checkpoint import Checkpoint
+from pocketvlm.toolchain.decoders import DECODERS
+from pocketvlm.toolchain.estimate import Estimate, estimate
+from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.progress import Progress
+from pocketvlm.toolchain.prompts import derive_prompt
+from pocketvlm.toolchain.quantize import calibration, gptq
+from pocketvlm.toolchain.quantize.block import BlockWeights
+from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
+from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.spec import ModelSpec, check_spec
+from pocketvlm.toolchain.torch_ops import EagerCache
+from pocketvlm.toolchain.verify import REPORT_NAME, QualityReport, check_thresholds, measure
+from pocketvlm.toolchain.weights import CanonicalWeights
+
+DEFAULT_CONTEXT = 4096
+_TEXT_LENGTH = 512
+_VERIFY_SAMPLES = 2
+_VERIFY_STEPS = 24
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an export did. `quality` is by variant name."""
+
+    bundle: Path
+    manifest: Manifest
+    quality: dict[str, QualityReport]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checkpoint that has been read and found good, before any heavy work."""
+
+    spec: ModelSpec
+    weights: CanonicalWeights
+    prompt: PromptSpec
+    tokenizer: TokenizerSpec
+    builder: PromptBuilder
+    text: Tokenizer
+    capacity: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """Conversations about real images, and real text, as token ids that are not used twice."""
+
+    conversations: list[calibration.Conversation]
+    sequences: list[Tensor]
+    held_out: list[int]
+
+
+def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe, progress: Progress) -> Report:
+    """Write the phone bundle of `checkpoint` to `output`. Nothing is written unless all of it succeeds.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged or not supported.
+        TemplateError: its chat template is hostile or cannot be expressed as data.
+        RecipeError: a calibration file is unusable.
+        GateError: the result misses a threshold of the recipe.
+        EnvironmentFault: not enough disk space.
+    """
+    prepared = prepare(checkpoint, recipe)
+    expected = prepared.estimate
+    progress.estimate(expected.ram_bytes, expected.disk_bytes, expected.seconds)
+    with BundleWriter(output, expected.disk_bytes) as writer:
+        writer.copy(checkpoint.path("tokenizer.json"), prepared.tokenizer.file)
+        data, scales, blocks, spec = _calibrate(prepared, recipe, progress, writer)
+        progress.stage("lower", 4 * len(recipe.targets))
+        variants = []
+        for target in recipe.targets:
+            folder = writer.path(f"{target}/placeholder").parent
+            job = LowerJob(spec, prepared.weights, recipe, folder, target, prepared.capacity, scales, blocks, progress)
+            variants.append(BACKENDS.load(target)().lower(job))
+        progress.stage("verify", len(variants))
+        quality = {}
+        model = EagerModel(spec, prepared.weights)
+        for variant in variants:
+            root = writer.path("placeholder").parent
+            samples = data.conversations[:_VERIFY_SAMPLES]
+            quality[variant.name] = measure(model, variant, root, samples, data.held_out, _VERIFY_STEPS)
+            check_thresholds(quality[variant.name], recipe.thresholds)
+            progress.advance(1)
+        report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
+        writer.write(REPORT_NAME, json.dumps(report, indent=1) + "\n")
+        manifest = Manifest(
+            schema=SchemaVersion(SCHEMA_MAJOR, SCHEMA_MINOR),
+            pocketvlm=__version__,
+            model=_model_info(checkpoint, spec, prepared.weights),
+            tiling=spec.tiling,
+            image=spec.image,
+            image_tokens=spec.image_tokens,
+            prompt=prepared.prompt,
+            tokenizer=prepared.tokenizer,
+            generation=_generation(checkpoint),
+            variants=tuple(variants),
+            files=(),
+        )
+        return Report(output, writer.commit(manifest), quality)
+
+
+def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
+    """Read and check everything that can be checked without work.
+
+    Raises: as `export_checkpoint`.
+    """
+    spec, rename = describe(checkpoint, recipe)
+    for target in recipe.targets:
+        BACKENDS.load(target)().check(spec, recipe)
+    weights = CanonicalWeights(checkpoint, spec, rename)
+    if checkpoint.chat_template is None:
+        raise CheckpointError(
+            "the checkpoint has no chat template",
+            "put chat_template.jinja, or chat_template in tokenizer_config.json, beside it",
+        )
+    prompt = derive_prompt(checkpoint.chat_template, checkpoint.special_tokens, spec.image_token)
+    text = Tokenizer.open(checkpoint.path("tokenizer.json"))
+    tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
+    limit = spec.decoder.max_positions
+    if recipe.max_seq_len is not None and recipe.max_seq_len > limit:
+        raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions")
+    capacity = recipe.max_seq_len or min(limit, DEFAULT_CONTEXT)
+    return Prepared(
+        spec=spec,
+        weights=weights,
+        prompt=prompt,
+        tokenizer=tokenizer,
+        builder=PromptBuilder(prompt, text, tokenizer.add_special_tokens),
+        text=text,
+        capacity=capacity,
+        estimate=estimate(spec, recipe, recipe.calibration.tokens),
+    )
+
+
+def describe(checkpoint: Checkpoint, recipe: ExportRecipe | None = None) -> tuple[ModelSpec, Any]:
+    """ModelSpec of a checkpoint, and its renaming function.
+
+    Raises:
+        CheckpointError: an unknown architecture (the nearest names are told) or a config that makes no sense.
+    """
+    name = checkpoint.config.get("model_type")
+    if not isinstance(name, str):
+        raise CheckpointError("config.json has no model_type", "this is not the config of a Hugging Face model")
+    module = ARCHITECTURES.load(name, CheckpointError)
+    spec: ModelSpec = module.describe(checkpoint)
+    if recipe is not None and recipe.tiling is not None:
+        spec = replace(spec, tiling=recipe.tiling.apply(spec.tiling))
+    check_spec(spec)
+    return spec, module.rename
+
+
+def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec, text: Tokenizer) -> TokenizerSpec:
+    token = text.token_id(spec.image_token)
+    if token is None or spec.image_token not in text.added_tokens:
+        raise CheckpointError(
+            f"tokenizer.json has no added token {spec.image_token!r}",
+            "add the image token that config.json names to the tokenizer",
+        )
+    # transformers' processors let the tokenizer add its tokens unless the template has written the first one.
+    first = checkpoint.special_tokens.get("bos_token", "")
+    adds = not (first and any(start.startswith(first) for start in prompt.start.values()))
+    return TokenizerSpec("tokenizer.json", token, spec.stop_tokens, adds)
+
+
+def _calibrate(
+    prepared: Prepared, recipe: ExportRecipe, progress: Progress, writer: BundleWriter
+) -> tuple[CalibrationData, KvScales | None, dict[str, BlockWeights], ModelSpec]:
+    """Embed the calibration data, find the cache's scales through the chunked loop, quantize the decoder."""
+    spec = prepared.spec
+    if prepared.estimate.keep_weights:
+        prepared.weights.keep_in_memory(1 << 62)
+    observer = KvRangeObserver(spec.decoder)
+    model = EagerModel(spec, prepared.weights, observer)
+    images, prompts = _images(recipe), _prompts(recipe)
+    progress.stage("calibrate", max(len(images), len(prompts)))
+    data = _data(prepared, model, images, prompts, recipe)
+    newline = model.newline()
+    if newline is not None:
+        writer.write("newline.f32", newline.numpy().astype("<f4").tobytes())
+        spec = replace(spec, image_tokens=replace(spec.image_tokens, newline="newline.f32"))
+    if recipe.precision == "fp32":
+        return data, None, {}, spec
+    for conversation in data.conversations:
+        model.prefill(conversation.embeddings[:, : prepared.capacity], EagerCache(), recipe.chunk_size)
+        progress.advance(1)
+    for sequence in data.sequences:
+        for row in sequence:
+            model.prefill(row[None, : prepared.capacity], EagerCache(), recipe.chunk_size)
+    scales = observer.scales(recipe.kv_cache.granularity) if recipe.kv_cache.dtype == "int8" else None
+    blocks: dict[str, BlockWeights] = {}
+    if recipe.decoder_weights.method == "gptq":
+        progress.stage("GPTQ", spec.decoder.layers)
+        blocks = gptq.quantize_decoder(
+            spec.decoder,
+            DECODERS.load(spec.decoder.kind).layer,
+            prepared.weights,
+            [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences],
+            bits=4,
+            block_size=recipe.decoder_weights.block_size,
+            symmetric=recipe.decoder_weights.symmetric,
+            advance=progress.advance,
+        )
+    return data, scales, blocks, spec
+
+
+def _data(
+    prepared: Prepared, model: EagerModel, images: Sequence[Path], prompts: Sequence[str], recipe: ExportRecipe
+) -> CalibrationData:
+    conversations = calibration.conversations(model, prepared.builder, images, prompts)
+    length = min(_TEXT_LENGTH, prepared.capacity)
+    wanted = recipe.calibration.tokens + 4 * _VERIFY_STEPS + 64
+    # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
+    ids = prepared.text.encode(calibration.read_text(recipe.calibration.text)[: 12 * wanted], special=False)
+    held_out, rest = ids[: 4 * _VERIFY_STEPS + 64], ids[4 * _VERIFY_STEPS + 64 :]
+    return CalibrationData(conversations, calibration.text_sequences(model, rest, recipe.calibration.tokens, length), held_out)
+
+
+def _images(recipe: ExportRecipe) -> list[Path]:
+    found: list[Path] = []
+    for name in recipe.calibration.images:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(item for item in path.iterdir() if item.suffix.lower() in _IMAGE_SUFFIXES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise RecipeError(f"calibration.images: {name!r} does not exist", "name an image file or a folder of images")
+    if recipe.calibration.images and not found:
+        raise RecipeError("calibration.images: no image found there", "name an image file or a folder of images")
+    return found or list(calibration.DEFAULT_IMAGES)
+
+
+def _prompts(recipe: ExportRecipe) -> Sequence[str]:
+    prompts = recipe.calibration.prompts
+    if isinstance(prompts, str):
+        prompts = tuple(line.strip() for line in calibration.read_text(prompts, least=1).splitlines() if line.strip())
+    return prompts or calibration.DEFAULT_PROMPTS
+
+
+def _generation(checkpoint: Checkpoint) -> GenerationSpec:
+    values = checkpoint.generation
+    if not values.get("do_sample", False):
+        return GenerationSpec()
+    return GenerationSpec(
+        temperature=float(values.get("temperature", 1.0)),
+        top_k=int(values.get("top_k", 0) or 0),
+        top_p=float(values.get("top_p", 1.0)),
+        repetition_penalty=float(values.get("repetition_penalty", 1.0)),
+    )
+
+
+def _model_info(checkpoint: Checkpoint, spec: ModelSpec, weights: CanonicalWeights) -> ModelInfo:
+    return ModelInfo(
+        name=checkpoint.name,
+        architecture=spec.architecture,
+        hidden_size=spec.decoder.hidden_size,
+        vocab_size=spec.decoder.vocab_size,
+        parameters=weights.parameter_count,
+        licence=checkpoint.licence,
+        source=checkpoint.source,
+        weights_sha256=checkpoint.weights_sha256,
+        spec={"vision": to_json(spec.vision), "connector": to_json(spec.connector), "decoder": to_json(spec.decoder)},
+    )

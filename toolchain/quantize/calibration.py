@@ -1,0 +1,118 @@
+"""Calibration data: real images, prompts and text, turned into what the decoder sees.
+
+Without a recipe's own data, three photographs that lie beside this file (scikit-image's astronaut, coffee and
+chelsea: public domain and CC0), a few questions, and English text from Python's own documentation are used.
+"""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pocketvlm.errors import RecipeError
+from pocketvlm.runtime.image import load_image, make_tiles
+from pocketvlm.runtime.prompt import ImageSlot, PromptBuilder, PromptTokens
+from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
+from pocketvlm.toolchain.model import EagerModel
+
+DEFAULT_IMAGES = tuple(sorted((Path(__file__).parent / "calibration_data").glob("*.jpg")))
+DEFAULT_PROMPTS = (
+    "Describe this image in detail.",
+    "What is written here? Read everything.",
+    "How many people are in the picture, and what are they doing?",
+    "What is the total, and what time is it?",
+)
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+_HELD_OUT_CHARACTERS = 120_000
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One image with one question, as the runtime would see it: embeddings float32 [1, L, H]."""
+
+    image: Path
+    plan: TilePlan
+    tokens: PromptTokens
+    pixels: Tensor
+    embeddings: Tensor
+
+
+def conversations(
+    model: EagerModel, builder: PromptBuilder, images: Sequence[Path], prompts: Sequence[str]
+) -> list[Conversation]:
+    """Pair images and prompts (cycling the shorter list) and embed them with the eager model."""
+    count = max(len(images), len(prompts))
+    found = []
+    encoded: dict[Path, tuple[TilePlan, Tensor, Tensor]] = {}
+    for number in range(count):
+        path, prompt = images[number % len(images)], prompts[number % len(prompts)]
+        if path not in encoded:
+            encoded[path] = encode_image(model, path)
+        plan, pixels, visual = encoded[path]
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        tokens = builder.encode(messages)
+        found.append(Conversation(path, plan, tokens, pixels, splice(model, tokens, [visual])))
+    return found
+
+
+def encode_image(model: EagerModel, source: Path) -> tuple[TilePlan, Tensor, Tensor]:
+    """Image file -> its plan, pixels [tiles, 3, S, S] and visual tokens [T, H] in prompt order."""
+    spec = model.spec
+    image = load_image(source, spec.image)
+    plan = plan_tiles(image.width, image.height, spec.tiling, spec.image_tokens)
+    pixels = torch.from_numpy(make_tiles(image, plan, spec.tiling, spec.image, spec.image_tokens.thumbnail_first))
+    return plan, pixels, torch.from_numpy(arrange(model, model.encode_tiles(pixels).numpy(), plan))
+
+
+def arrange(model: EagerModel, tokens: NDArray[np.float32], plan: TilePlan) -> NDArray[np.float32]:
+    """Visual tokens of the tiles [tiles, T, H] -> of the image [image_tokens, H]."""
+    newline = model.newline()
+    return arrange_tokens(tokens, plan, model.spec.image_tokens, None if newline is None else newline.numpy())
+
+
+def splice(model: EagerModel, prompt: PromptTokens, images: Sequence[Tensor]) -> Tensor:
+    """A prompt and the visual tokens of its images -> embeddings [1, L, H]."""
+    rows = [
+        images[part.index][None] if isinstance(part, ImageSlot) else model.embed(part)
+        for part in prompt.parts
+        if isinstance(part, ImageSlot) or part
+    ]
+    return torch.cat(rows, 1)
+
+
+def read_text(path: str | None, least: int = 1000) -> str:
+    """Calibration text: a UTF-8 file, or by default English prose that every Python carries.
+
+    Args:
+        least: characters that a file must hold.
+
+    Raises:
+        RecipeError: the file cannot be read, is no UTF-8 text, too large or too short.
+    """
+    if path is None:
+        return "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))[_HELD_OUT_CHARACTERS:]
+    try:
+        if Path(path).stat().st_size > MAX_TEXT_BYTES:
+            raise RecipeError(f"calibration text {path!r} is larger than {MAX_TEXT_BYTES} bytes", "cut it")
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"calibration text {path!r} is not UTF-8 text", "name a plain text file") from None
+    except OSError as error:
+        raise RecipeError(f"calibration text {path!r} cannot be read: {error.strerror}", "check the path") from None
+    if len(text.strip()) < least:
+        raise RecipeError(f"calibration text {path!r} is too short", "name a longer one")
+    return text
+
+
+def text_sequences(model: EagerModel, token_ids: Sequence[int], tokens: int, length: int) -> list[Tensor]:
+    """Cut text into sequences of `length` tokens, embedded: float32 [batch, length, H], up to 4 to a batch."""
+    usable = min(len(token_ids), tokens) // length
+    rows = [list(token_ids[number * length : (number + 1) * length]) for number in range(usable)]
+    return [torch.cat([model.embed(row) for row in rows[start : start + 4]]) for start in range(0, usable, 4)]

@@ -1,0 +1,210 @@
+"""What an export makes of a checkpoint: a frozen recipe, read strictly from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pocketvlm.errors import RecipeError
+from pocketvlm.runtime.manifest import Thumbnail, TilingPolicy, TilingSpec
+from pocketvlm.runtime.strict_json import decode
+from pocketvlm.toolchain.backends import BACKENDS
+
+MAX_RECIPE_BYTES = 1024 * 1024
+MAX_CONTEXT = 1 << 24
+
+Precision = Literal["paper", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """How the decoder's linear weights become INT4.
+
+    Attributes:
+        method: round to nearest, or GPTQ (arXiv 2210.17323), which needs calibration data.
+        block_size: consecutive weights that share a scale: a power of two, 16 to 256.
+        symmetric: no zero points.
+    """
+
+    method: Literal["rtn", "gptq"] = "rtn"
+    block_size: int = 32
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache:
+    """How keys and values are stored."""
+
+    dtype: Literal["int8", "float32"] = "int8"
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the model sees while ranges and GPTQ's statistics are taken.
+
+    Attributes:
+        images: image files, or folders of them.
+        prompts: questions that are asked about each image; or a text file with one question a line.
+        text: a text file for the language model alone.
+        tokens: how many tokens of `text` are used at most.
+    """
+
+    images: tuple[str, ...] = ()
+    prompts: str | tuple[str, ...] = ()
+    text: str | None = None
+    tokens: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Below these the export fails.
+
+    Attributes:
+        stage_cosine: least cosine similarity of any stage's output with the eager model's.
+        logits_kl: largest mean Kullback-Leibler divergence, in nats, from the eager model's next-token distribution.
+        top1: least share of positions at which both prefer the same token.
+    """
+
+    stage_cosine: float = 0.99
+    logits_kl: float = 0.3
+    top1: float = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class TilingOverride:
+    """Parts of the checkpoint's tiling to replace; None leaves one as it is."""
+
+    policy: TilingPolicy | None = None
+    grids: tuple[tuple[int, int], ...] | None = None
+    thumbnail: Thumbnail | None = None
+    alpha: float | None = None
+
+    def apply(self, tiling: TilingSpec) -> TilingSpec:
+        """`tiling` with the given parts replaced."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(tiling, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRecipe:
+    """One export. Every field has a default, so `ExportRecipe()` is the plain export.
+
+    Attributes:
+        targets: compile targets, each of which becomes a variant of the bundle.
+        precision: "paper" (BlueLM-V-3B, section 3.4: vision INT8, decoder INT4, cache INT8) or "fp32", which leaves
+            everything unquantized, the cache included, whatever the fields below say.
+        max_seq_len: capacity of the KV cache; None takes the target's default for the model.
+        chunk_size: most tokens of one prefill call.
+        vision_batch: tiles that the vision encoder takes at once.
+        fixed_vision_batch: compile the vision stages for exactly that batch instead of any up to it.
+        decoder_weights, lm_head_bits, embedding_bits, kv_cache: see the paper scheme.
+
+    Raises:
+        RecipeError: a value out of range (on construction).
+    """
+
+    targets: tuple[str, ...] = ("ort-cpu",)
+    precision: Precision = "paper"
+    max_seq_len: int | None = None
+    chunk_size: int = 128
+    vision_batch: int = 4
+    fixed_vision_batch: bool = False
+    decoder_weights: DecoderWeights = field(default_factory=DecoderWeights)
+    lm_head_bits: Literal[8, 4] = 8
+    embedding_bits: Literal[8, 4] = 8
+    kv_cache: KvCache = field(default_factory=KvCache)
+    calibration: Calibration = field(default_factory=Calibration)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    tiling: TilingOverride | None = None
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise RecipeError(f"recipe: targets {list(self.targets)} must be at least one, each once")
+        _within("chunk_size", self.chunk_size, 1, 4096)
+        _within("vision_batch", self.vision_batch, 1, 64)
+        _within("calibration.tokens", self.calibration.tokens, 1, 1 << 24)
+        _within("thresholds.stage_cosine", self.thresholds.stage_cosine, -1.0, 1.0)
+        _within("thresholds.logits_kl", self.thresholds.logits_kl, 0.0, 100.0)
+        _within("thresholds.top1", self.thresholds.top1, 0.0, 1.0)
+        if self.max_seq_len is not None:
+            _within("max_seq_len", self.max_seq_len, 1, MAX_CONTEXT)
+            if self.chunk_size > self.max_seq_len:
+                raise RecipeError(f"recipe: chunk_size {self.chunk_size} is above max_seq_len {self.max_seq_len}")
+        block = self.decoder_weights.block_size
+        if block not in (16, 32, 64, 128, 256):
+            raise RecipeError(f"recipe: decoder_weights.block_size is {block}", "take 16, 32, 64, 128 or 256")
+        if self.tiling is not None:
+            self._check_tiling(self.tiling)
+
+    @staticmethod
+    def _check_tiling(tiling: TilingOverride) -> None:
+        if tiling.grids is not None:
+            if not 1 <= len(tiling.grids) <= 1000 or len(set(tiling.grids)) != len(tiling.grids):
+                raise RecipeError("recipe: tiling.grids must be 1 to 1000 grids, each once")
+            for grid in tiling.grids:
+                for side in grid:
+                    _within("a side of tiling.grids", side, 1, 100)
+        if tiling.alpha is not None:
+            _within("tiling.alpha", tiling.alpha, 0.0, 1.0)
+
+
+def load_recipe(path: Path) -> ExportRecipe:
+    """Read a recipe file. Calibration files are taken relative to it.
+
+    Raises:
+        RecipeError: the file is missing, too large or not YAML, has a repeated or unknown key (the hint names the nearest
+            known one), an unknown target, or a value of the wrong type or out of range.
+    """
+    raw = _read_yaml(path)
+    try:
+        recipe: ExportRecipe = decode(ExportRecipe, raw, path.name, RecipeError)
+        for target in recipe.targets:
+            BACKENDS.require(target, RecipeError)
+    except RecipeError as error:
+        message = error.message.removeprefix("recipe: ")
+        message = message if message.startswith(path.name) else f"{path.name}: {message}"
+        raise RecipeError(message, error.hint) from None
+    return replace(recipe, calibration=_beside(path.parent, recipe.calibration))
+
+
+def _read_yaml(path: Path) -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        hint = "give a recipe such as those in export_configs/"
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint) from error
+    if len(content) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{path}: larger than {MAX_RECIPE_BYTES} bytes", "no recipe is that long")
+    reader = YAML(typ="safe", pure=True)
+    reader.allow_duplicate_keys = False
+    try:
+        value = reader.load(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8 text", "save it as UTF-8") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else str(path)
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise RecipeError(f"{where}: not valid YAML: {what}", "compare it with those in export_configs/") from error
+    return {} if value is None else value
+
+
+def _beside(folder: Path, calibration: Calibration) -> Calibration:
+    prompts, text = calibration.prompts, calibration.text
+    return replace(
+        calibration,
+        images=tuple(str(folder / image) for image in calibration.images),
+        prompts=str(folder / prompts) if isinstance(prompts, str) else prompts,
+        text=None if text is None else str(folder / text),
+    )
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise RecipeError(f"recipe: {name} is {value}, not between {low} and {high}")

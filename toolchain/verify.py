@@ -1,0 +1,266 @@
+"""Every lowered stage, and the whole, against the eager reference; and a bundle against its own record."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pocketvlm.errors import BundleError, GateError
+from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain import probe
+from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
+
+if TYPE_CHECKING:
+    from pocketvlm.toolchain.model import EagerModel
+    from pocketvlm.toolchain.quantize.calibration import Conversation
+    from pocketvlm.toolchain.recipe import Thresholds
+
+REPORT_NAME = "report.json"
+_PROBE_COSINE = 0.99
+_TEXT_PROMPT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class StageQuality:
+    """One stage against the eager reference, fed with the reference's own input.
+
+    Attributes:
+        cosine: between all outputs, flattened.
+        sqnr_db: signal to quantization noise, in dB (infinite becomes 999).
+    """
+
+    cosine: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class WholeQuality:
+    """The bundle from pixels and tokens to logits against the eager reference, over `positions` predictions.
+
+    Attributes:
+        logits_kl: mean Kullback-Leibler divergence from the reference's distribution, in nats.
+        top1_agreement: share of positions where both put the same token first.
+        perplexity, reference_perplexity: on the text part.
+    """
+
+    positions: int
+    logits_kl: float
+    top1_agreement: float
+    perplexity: float
+    reference_perplexity: float
+
+
+@dataclass(frozen=True, slots=True)
+class QualityReport:
+    """What `report.json` says of one variant."""
+
+    stages: dict[str, StageQuality]
+    whole: WholeQuality
+    probes: dict[str, list[float]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    model: EagerModel, variant: VariantSpec, root: Path, samples: Sequence[Conversation], text: Sequence[int], steps: int
+) -> QualityReport:
+    """Compare a lowered variant with the eager model.
+
+    Args:
+        root: folder that the variant's file names are relative to.
+        samples: conversations about real images.
+        text: token ids of real text that calibration has not seen.
+        steps: predictions to compare per conversation, and twice as many on the text.
+    """
+    with open_stages(variant, root) as stages:
+        quality = _stages(model, stages, samples)
+        whole = _whole(model, stages, samples, text, steps)
+    return QualityReport(quality, whole, probe.record(variant, root))
+
+
+def check_thresholds(report: QualityReport, thresholds: Thresholds) -> None:
+    """Fail when a figure is below the recipe's threshold.
+
+    Raises:
+        GateError: naming the worst figures and the thresholds they missed.
+    """
+    failures = [
+        f"{name} cosine {quality.cosine:.5f} < {thresholds.stage_cosine}"
+        for name, quality in report.stages.items()
+        if not quality.cosine >= thresholds.stage_cosine
+    ]
+    if not report.whole.logits_kl <= thresholds.logits_kl:
+        failures.append(f"logits KL {report.whole.logits_kl:.4f} > {thresholds.logits_kl}")
+    if not report.whole.top1_agreement >= thresholds.top1:
+        failures.append(f"top-1 agreement {report.whole.top1_agreement:.3f} < {thresholds.top1}")
+    if failures:
+        raise GateError(
+            "the exported model differs too much from the checkpoint: " + "; ".join(failures),
+            "use a better method for the weights in the recipe, or set other thresholds there on purpose",
+        )
+
+
+def _stages(model: EagerModel, stages: OpenStages, samples: Sequence[Conversation]) -> dict[str, StageQuality]:
+    pixels = samples[0].pixels
+    reference = [pixels, *_chain(model, pixels)]
+    found = {}
+    for number, name in enumerate(VISION_STAGES):
+        got = stages.run(name, np.ascontiguousarray(reference[number].numpy()))
+        found[name] = _quality(reference[number + 1].numpy(), got)
+    ids = list(range(min(256, model.spec.decoder.vocab_size)))
+    found["embed_tokens"] = _quality(model.embed(ids)[0].numpy(), stages.decoder.embed(ids))
+    found |= _decoder_quality(model, stages, samples[0])
+    return found
+
+
+def _chain(model: EagerModel, pixels: Any) -> list[Any]:
+    patches = model.patch_embed(pixels)
+    features = model.vision_blocks(patches)
+    return [patches, features, model.connect(features)]
+
+
+def _decoder_quality(model: EagerModel, stages: OpenStages, sample: Conversation) -> dict[str, StageQuality]:
+    from pocketvlm.toolchain.torch_ops import EagerCache
+
+    length = min(sample.embeddings.shape[1], stages.decoder.capacity - 1)
+    embeddings = sample.embeddings[:, :length]
+    cache = EagerCache()
+    reference = model.prefill(embeddings, cache, stages.decoder.chunk_size)
+    got = stages.decoder.prefill(embeddings[0].numpy()).copy()
+    token = int(reference[0].argmax())
+    return {
+        "prefill": _quality(reference[0].numpy(), got),
+        "decode": _quality(model.decode(model.embed([token]), cache)[0].numpy(), stages.decoder.step(token)),
+    }
+
+
+def _whole(
+    model: EagerModel, stages: OpenStages, samples: Sequence[Conversation], text: Sequence[int], steps: int
+) -> WholeQuality:
+    pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for sample in samples:
+        tokens = model.generate(sample.embeddings, steps)
+        pairs += _follow(model, stages, sample.embeddings, _vision_swapped(model, stages, sample), tokens)
+    prompt, rest = list(text[:_TEXT_PROMPT]), list(text[_TEXT_PROMPT : _TEXT_PROMPT + 2 * steps])
+    embeddings = model.embed(prompt)
+    text_pairs = _follow(model, stages, embeddings, embeddings[0].numpy(), rest)
+    targets = rest[: len(text_pairs)]
+    pairs += text_pairs
+    divergence = [float((np.exp(a) * (a - b)).sum()) for a, b in pairs]
+    same = [int(a.argmax()) == int(b.argmax()) for a, b in pairs]
+    losses = [[-pair[side][target] for pair, target in zip(text_pairs, targets, strict=True)] for side in (0, 1)]
+    return WholeQuality(
+        positions=len(pairs),
+        logits_kl=float(np.mean(divergence)),
+        top1_agreement=float(np.mean(same)),
+        perplexity=math.exp(float(np.mean(losses[1]))),
+        reference_perplexity=math.exp(float(np.mean(losses[0]))),
+    )
+
+
+def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation) -> NDArray[np.float32]:
+    """The sample's embeddings [L, H] with the visual tokens that the lowered stages give."""
+    import torch
+
+    from pocketvlm.toolchain.quantize.calibration import arrange, splice
+
+    values: NDArray[np.float32] = sample.pixels.numpy()
+    batch = stages.variant.vision_batch
+    parts = []
+    for start in range(0, len(values), batch):
+        part = values[start : start + batch]
+        for name in VISION_STAGES:
+            part = stages.run(name, part)
+        parts.append(part)
+    tokens = torch.from_numpy(arrange(model, np.concatenate(parts), sample.plan))
+    swapped: NDArray[np.float32] = splice(model, sample.tokens, [tokens])[0].numpy()
+    return swapped
+
+
+def _follow(
+    model: EagerModel, stages: OpenStages, reference: Any, mine: NDArray[np.float32], tokens: Sequence[int]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Log-probabilities of both sides before each of `tokens`, which are fed to both."""
+    from pocketvlm.toolchain.torch_ops import EagerCache
+
+    cache = EagerCache()
+    room = stages.decoder.capacity - len(mine)
+    if room < 1:
+        return []
+    left = model.prefill(reference, cache, stages.decoder.chunk_size)[0].numpy()
+    right = stages.decoder.prefill(mine)
+    pairs = []
+    for number, token in enumerate(tokens[:room]):
+        pairs.append((_log_softmax(left), _log_softmax(right)))
+        if number + 1 < min(len(tokens), room):
+            left = model.decode(model.embed([token]), cache)[0].numpy()
+            right = stages.decoder.step(token)
+    return pairs
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    values = logits.astype(np.float64)
+    values = values - values.max()
+    result: NDArray[np.float64] = values - math.log(float(np.exp(values).sum()))
+    return result
+
+
+def _quality(reference: NDArray[np.float32], got: NDArray[np.float32]) -> StageQuality:
+    a, b = reference.reshape(-1).astype(np.float64), got.reshape(-1).astype(np.float64)
+    noise = float(((a - b) ** 2).sum())
+    signal = float((a**2).sum())
+    cosine = float(a @ b / max(math.sqrt(signal) * float(np.linalg.norm(b)), 1e-30))
+    return StageQuality(cosine, 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else 999.0)
+
+
+def verify_bundle(path: Path) -> dict[str, Any]:
+    """Hashes, schema and stage numerics of a bundle, against what its exporter recorded.
+
+    Raises:
+        BundleError: damaged, or without a report.
+        GateError: a stage gives other numbers here than at export.
+    """
+    bundle = Bundle.open(path)
+    try:
+        report = read_report(bundle)
+        found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}}
+        for variant in bundle.manifest.variants:
+            recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
+            if not isinstance(recorded, dict):
+                raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")
+            cosines = probe.compare(variant, bundle.directory, recorded)
+            worst = min(cosines, key=lambda name: cosines[name])
+            if not cosines[worst] >= _PROBE_COSINE:
+                raise GateError(
+                    f"variant {variant.name!r}: stage {worst} gives other numbers here than at export"
+                    f" (cosine {cosines[worst]:.4f} < {_PROBE_COSINE})",
+                    "this machine's kernels differ; report it with the output of `pocketvlm doctor`",
+                )
+            found["variants"][variant.name] = cosines
+        return found
+    finally:
+        bundle.close()
+
+
+def read_report(bundle: Bundle) -> dict[str, Any]:
+    """`report.json` of an opened bundle.
+
+    Raises:
+        BundleError: it is missing or no JSON object.
+    """
+    try:
+        report = json.loads(bundle.path(REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BundleError(f"{REPORT_NAME} cannot be read", "export the checkpoint again") from None
+    if not isinstance(report, dict):
+        raise BundleError(f"{REPORT_NAME} is not an object", "export the checkpoint again")
+    return report
