@@ -212,7 +212,7 @@ class StreamDecoder:
 
 
 class StopStrings:
-    """Ends a stream of text at the first of several strings.
+    """Ends a stream of text at the string that is complete first, in whichever pieces the text comes.
 
     Text that may become a stop string is held back until it is clear. A stop string is never part of the output.
 
@@ -235,9 +235,9 @@ class StopStrings:
         if self._stopped:
             return "", True
         self._held += text
-        found = [place for place in map(self._held.find, self._stops) if place >= 0]
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
-            shown, self._held, self._stopped = self._held[: min(found)], "", True
+            shown, self._held, self._stopped = self._held[: min(found)[1]], "", True
             return shown, True
         begin = min((self._possible(stop) for stop in self._stops), default=len(self._held))
         shown, self._held = self._held[:begin], self._held[begin:]

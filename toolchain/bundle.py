@@ -52,22 +52,28 @@ class BundleWriter:
 
     Until `commit` returns, `output` is untouched, also when this process is killed. Without `commit` nothing stays.
 
+    Attributes:
+        directory: where the files are written meanwhile; the names in a manifest are relative to it.
+
     Args:
         output: the bundle's directory. If it exists it must be a bundle, or empty.
         estimated_bytes: what will be written; checked against the free space beforehand.
         verify: reads the written directory back before it is put in place.
 
-    Raises (also for errors from the body of the `with` statement):
+    Raises:
         UsageError: `output` is a file, or a directory that is no bundle.
-        EnvironmentFault: another export writes the same output, or there is not enough space.
+        EnvironmentFault: another export writes the same output, or there is not enough space, which may also show in the
+            body of the `with` statement.
     """
 
     def __init__(self, output: Path, estimated_bytes: int = 0, *, verify: Callable[[Path], None] = read_back) -> None:
         # A link to a bundle stays a link.
         self.output = output.resolve()
+        if not self.output.name:
+            raise UsageError(f"{self.output}: cannot be a bundle's directory", "choose another output")
         self._estimate = estimated_bytes
         self._verify = verify
-        self._partial = partial_path(self.output)
+        self.directory = partial_path(self.output)
         self._stack = ExitStack()
 
     def __enter__(self) -> BundleWriter:
@@ -94,7 +100,7 @@ class BundleWriter:
         if self._estimate > free:
             raise self._no_space(free)
         self._stack.callback(recover, self.output)
-        self._partial.mkdir()
+        self.directory.mkdir()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, trace)
@@ -106,7 +112,7 @@ class BundleWriter:
             BundleError: the name would leave the bundle.
         """
         check_relative_path(name)
-        path = self._partial / name
+        path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -130,7 +136,7 @@ class BundleWriter:
         Raises:
             BundleError: the manifest does not fit the files.
         """
-        complete = replace(manifest, files=tuple(_list_files(self._partial)))
+        complete = replace(manifest, files=tuple(_list_files(self.directory)))
         text = dump_manifest(complete)
         parse_manifest(text)
         path = self.path(MANIFEST_NAME)
@@ -138,10 +144,10 @@ class BundleWriter:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        for folder, _, _ in os.walk(self._partial):
+        for folder, _, _ in os.walk(self.directory):
             sync_directory(Path(folder))
-        self._verify(self._partial)
-        replace_directory(self._partial, self.output)
+        self._verify(self.directory)
+        replace_directory(self.directory, self.output)
         return complete
 
     @contextmanager
@@ -207,8 +213,8 @@ def _check_replaceable(output: Path) -> None:
     """Refuse to delete anything that is not a bundle of ours, with nothing of the user's in it."""
     if not output.exists():
         return
-    if not output.is_dir() or output == output.parent:
-        raise UsageError(f"{output}: exists and cannot be a bundle's directory", "choose another output")
+    if not output.is_dir():
+        raise UsageError(f"{output}: exists and is not a directory", "choose another output")
     own = _manifest_files(output)
     for item in output.rglob("*"):
         name = item.relative_to(output).as_posix()

@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character is no reason to lose an answer.
             stream.reconfigure(errors="backslashreplace")
     try:
-        from pocketvlm.toolchain.commands.application import ReaderGone, run_command
+        from pocketvlm.toolchain.commands.application import ReaderGoneError, run_command
 
         try:
             return run_command(given)
-        except ReaderGone:
+        except ReaderGoneError:
             return _leave_quietly()
     except BaseException as error:
         try:
@@ -51,8 +51,10 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
         traceback.print_exception(error)
     code, exit_code, message, hint = _describe(error)
     if as_json:
-        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False), flush=True)
-    print(_one_line(f"error: {message}" + (f" ({hint})" if hint else "")), file=sys.stderr, flush=True)
+        sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    sys.stderr.write(_one_line(f"error: {message}" + (f" ({hint})" if hint else "")) + "\n")
+    sys.stderr.flush()
     return exit_code
 
 

@@ -245,7 +245,8 @@ def _data(
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
     ids = prepared.text.encode(calibration.read_text(recipe.calibration.text)[: 12 * wanted], special=False)
     held_out, rest = ids[: 4 * _VERIFY_STEPS + 64], ids[4 * _VERIFY_STEPS + 64 :]
-    return CalibrationData(conversations, calibration.text_sequences(model, rest, recipe.calibration.tokens, length), held_out)
+    tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens
+    return CalibrationData(conversations, calibration.text_sequences(model, rest, tokens, length), held_out)
 
 
 def _images(recipe: ExportRecipe) -> list[Path]:

@@ -121,8 +121,10 @@ class _Derivation:
         texts = (with_image, without)
         if refusal or other_refusal or with_image == without or any(_is_dump(text) or text.count(mark) != 1 for text in texts):
             return
+        place = len(common_prefix(texts))
         raise TemplateError(
-            f"the chat template does not mark an image with {self._image_token!r} once: {_difference(with_image, without)}",
+            f"the chat template does not mark an image with {self._image_token!r} once: at the place of an image stands "
+            f"{with_image[place : place + 60]!r}",
             "the image token of the checkpoint's config and its chat template do not fit together",
         )
 
@@ -135,9 +137,10 @@ class _Derivation:
         return places[1] < places[0]
 
     def _takes_system(self) -> bool:
+        """A template that refuses, drops or doubles a system message does not take one; nor will the runtime."""
         conversation = (*self._marked("system", (TEXT,)), *self._marked("user", (TEXT,), 1))
         text, refusal = self._try(conversation, self._form)
-        return refusal is None and self._marks[0] in text
+        return refusal is None and text.count(self._marks[0]) == 1
 
     def _learn(self, conversation: Conversation, generation: bool, findings: Findings) -> None:
         marked = fill_texts(conversation, iter(self._marks))

@@ -102,7 +102,9 @@ def build(out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     SiglipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(out)
-    print(f"wrote {out}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, image token {image_token} = {image_id}")
+    print(
+        f"wrote {out}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, image token {image_token} = {image_id}"
+    )
 
 
 if __name__ == "__main__":

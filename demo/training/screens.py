@@ -265,14 +265,47 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
     if layout.everything:
         layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
-    image = _draw(rng, layout, (width, height), tuple(tint), ink) if draw else Image.new("RGB", (width, height))
+    # Only the largest grids may be drawn larger: the tiler would give a bigger grid to the others.
+    scale = rng.uniform(1.5, 3.4) if rows * cols >= 6 and rng.random() < 0.35 else 1.0
+    image = _draw(layout, (width, height), tuple(tint), ink, scale) if draw else Image.new("RGB", (width, height))
     offset = ((full_width - width) // 2, (full_height - height) // 2)
     return Screen(image, grid, _labels(layout, grid, offset, name, size), layout.questions)
 
 
-def _draw(rng: random.Random, layout: _Layout, size: tuple[int, int], background: tuple[int, ...],
-          ink: tuple[int, int, int]) -> Image.Image:  # fmt: skip
+def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """One tile full of text, for lessons in reading: pixels uint8 [160, 160, 3], labels int64 [10, 10, 3].
+
+    A tile of a screen holds seven characters on average, this one about fifty.
+    """
+    name, size = rng.choice(TRAIN_FONTS), rng.randrange(21, 30)
+    dark = rng.random() < 0.5
+    base = rng.randrange(0, 50) if dark else rng.randrange(205, 256)
+    tint = tuple(max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3))
+    level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
+    layout = _Layout()
+    y = rng.uniform(-0.6 * size, 0.4 * size)
+    while y < TILE:
+        x = rng.uniform(-30.0, 30.0)
+        while x < TILE:
+            kind = rng.random()
+            if kind < 0.06:
+                layout.circles.append((x + size * 0.36, y + size * 0.62, size * 0.36, rng.random() < 0.5))
+                x += size * 1.2
+                continue
+            word = _value(rng) if kind < 0.6 else rng.choice((rng.choice(TRAIN_KEYS), rng.choice(WORDS), _pseudo_word(rng)))
+            word += rng.choice(("", "", "", ":", "?", "."))
+            layout.texts.append(_Text(x, y, word, _font(name, size), (level, level, level)))
+            x += _width(name, size, word) + _width(name, size, " ") * rng.choice((1, 1, 1, 3))
+        y += size * rng.uniform(1.15, 1.7)
     scale = rng.uniform(1.5, 3.4) if rng.random() < 0.25 else 1.0
+    image = _draw(layout, (TILE, TILE), tint, (level, level, level), scale)
+    if image.width != TILE:
+        image = image.resize((TILE, TILE), Image.Resampling.BICUBIC)
+    return np.asarray(image), _labels(layout, (1, 1), (0, 0), name, size)
+
+
+def _draw(layout: _Layout, size: tuple[int, int], background: tuple[int, ...], ink: tuple[int, int, int],
+          scale: float) -> Image.Image:  # fmt: skip
     # Equal scale in both directions, as a screenshot has.
     image = Image.new("RGB", (round(size[0] * scale), round(size[1] * scale)), background)
     canvas = ImageDraw.Draw(image)

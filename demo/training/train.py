@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model import DemoModel
-from screens import SLOTS, TOKENS_PER_SIDE, Question, Screen, make_screen, tiles_of
+from screens import SLOTS, TOKENS_PER_SIDE, Question, Screen, make_dense_tile, make_screen, tiles_of
 from vocabulary import ASSISTANT, BOS, CHARACTERS, END, FIRST_CHARACTER, PAD, USER, encode
 
 PREFIX = 2  # <s><|user|>, then the image
@@ -176,6 +176,9 @@ def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
     pool: list[tuple[np.ndarray, Tensor]] = []
     for step, _ in schedule(arguments, optimizer, 1.2e-3):
         while len(pool) < 120:
+            for _ in range(8):
+                pixels, drawn = make_dense_tile(rng)
+                pool.append((pixels, torch.from_numpy(drawn).view(-1, SLOTS)))
             grid = rng.choice(EASY_TO_HARD)
             screen = make_screen(rng, grid)
             labels = tile_labels([screen], grid)[0]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
 from pocketvlm.runtime.manifest import (
     FileSpec,
     GenerationSpec,
@@ -32,7 +34,6 @@ from pocketvlm.runtime.manifest import (
     dump_manifest,
     to_json,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 HIDDEN, VOCABULARY, TILE = 4, 96, 4
 USER, END, IMAGE, BOT = 1, 2, 3, 4
@@ -136,7 +137,9 @@ def make_bundle(
         schema=SchemaVersion(1, 0),
         pocketvlm="0",
         model=ModelInfo("tiny", "test", HIDDEN, VOCABULARY, 0, "none", "none", "0" * 64, {}),
-        tiling=TilingSpec("llava_next", TILE, tuple((c, r) for c in (1, 2, 3) for r in (1, 2, 3)), "several_tiles", fit="stretch"),
+        tiling=TilingSpec(
+            "llava_next", TILE, tuple((c, r) for c in (1, 2, 3) for r in (1, 2, 3)), "several_tiles", fit="stretch"
+        ),
         image=ImageSpec((0, 0, 0), (1, 1, 1)),
         image_tokens=ImageTokensSpec(1, 2, "tile_by_tile"),
         prompt=PromptSpec(

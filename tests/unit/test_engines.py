@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
 from pocketvlm.runtime.engines import ENGINES, load_engine
 from pocketvlm.runtime.engines.fake import FakeEngine, FakeEngineError
@@ -18,7 +19,7 @@ from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 FLOAT = TensorProto.FLOAT
 
 
-def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: list[Any] = ()) -> Path:  # type: ignore[assignment]
+def save(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], constants: tuple[Any, ...] = ()) -> Path:
     graph = helper.make_graph(nodes, "test", inputs, outputs, constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
@@ -49,7 +50,7 @@ def endless(directory: Path) -> Path:
         [helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body)],
         [value("x", FLOAT, [3])],
         [value("y", FLOAT, [3])],
-        [rounds],
+        (rounds,),
     )
 
 

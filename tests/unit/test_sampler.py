@@ -5,6 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
 from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.runtime.sampler import (
     Sampler,
@@ -14,14 +23,6 @@ from pocketvlm.runtime.sampler import (
     keep_top_k,
     keep_top_p,
     penalize_repetition,
-)
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 SEEDS = range(20)
@@ -51,6 +52,13 @@ def test_top_k_keeps_ties_as_transformers_does() -> None:
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.9, 0.999])
 def test_top_p_equals_transformers(seed: int, p: float) -> None:
     np.testing.assert_array_equal(keep_top_p(logits(seed), p), theirs(TopPLogitsWarper(p), logits(seed)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.99])
+def test_top_p_of_a_large_vocabulary_equals_transformers(seed: int, p: float) -> None:
+    scores = logits(seed, 20_000)
+    np.testing.assert_array_equal(keep_top_p(scores, p), theirs(TopPLogitsWarper(p), scores))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -128,8 +136,18 @@ def test_logits_that_are_not_numbers_are_refused(temperature: float, bad: float)
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": float("inf")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"min_p": -0.1}]
-    + [{"min_p": 1.5}, {"repetition_penalty": 0}, {"seed": -1}, {"temperature": float("nan")}],
+    [
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0},
+        {"seed": -1},
+    ],
 )
 def test_options_outside_their_range_are_named(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import runpy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,13 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaNextModel
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
 from pocketvlm.errors import BundleError, CheckpointError, ImageError
 from pocketvlm.runtime.manifest import ImageTokensSpec, TilingPolicy, TilingSpec
 from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
 from pocketvlm.toolchain.tiling import TILINGS, grids, internvl, llava_next, relaxed_aspect, single
-from transformers import LlavaNextModel
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 NINE = grids.rectangle(3, 3)
 BLUELM_TOKENS = ImageTokensSpec(rows=14, cols=14, arrangement="tile_by_tile")
@@ -44,6 +47,20 @@ def test_cases_of_the_paper(
     assert pick(*size, TilingSpec("llava_next", 384, NINE, "always")) == next_grid
     assert pick(*size, internvl.tiling(384)) == intern
     assert pick(*size, single.tiling(384, fit="crop")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        # 2x3 keeps all 23,100 pixels, 2x2 104 * 200 = 20,800 (2,300 fewer: under a tenth), 1x2 100 * 190 = 19,000: within
+        # a tenth of 2x2's, but not of the most.
+        ((110, 210), (2, 2)),
+        # 1x3 keeps all 12,600, 1x2 57 * 200 = 11,400 (1,200 fewer: under a tenth), 1x1 28 * 100 = 2,800.
+        ((60, 210), (1, 2)),
+    ],
+)
+def test_relaxed_measures_a_loss_against_the_most_effective_pixels(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert pick(*size, relaxed_aspect.tiling(100, grids.rectangle(4, 4))) == grid
 
 
 @pytest.mark.parametrize("size", [(768, 1536), (1080, 2160), (720, 1440), (1080, 2340)])
@@ -222,3 +239,9 @@ def test_internvl_has_35_grids_of_up_to_12_tiles() -> None:
 def test_impossible_specs_are_refused(build: object) -> None:
     with pytest.raises(CheckpointError, match=r"tiling|image_grid_pinpoints"):
         build()  # type: ignore[operator]
+
+
+def test_documentation_holds_the_output_of_its_benchmark() -> None:
+    root = Path(__file__).parents[2]
+    table = runpy.run_path(str(root / "benchmarks" / "tiling_table.py"))["render"]()
+    assert table in (root / "docs" / "tiling.md").read_text(encoding="utf-8")

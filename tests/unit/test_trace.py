@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.runtime.trace import Trace
 

@@ -28,7 +28,7 @@ Target = Annotated[str | None, typer.Option(metavar="T", help="Variant to use; t
 Section = Literal["architectures", "connectors", "tilings", "targets"]
 
 
-class ReaderGone(Exception):
+class ReaderGoneError(Exception):
     """Whoever read our output has closed it."""
 
 
@@ -36,7 +36,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Parse `arguments` and run the command.
 
     Raises:
-        ReaderGone: stdout or stderr was closed.
+        ReaderGoneError: stdout or stderr was closed.
         PocketVLMError, or what typer raises for wrong usage: the command failed.
     """
     return app(args=list(arguments), prog_name="pocketvlm", standalone_mode=False) or 0
@@ -52,7 +52,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 function(*arguments, **options)
                 sys.stdout.flush()
             except BrokenPipeError as error:
-                raise ReaderGone from error
+                raise ReaderGoneError from error
             except KeyboardInterrupt as error:
                 raise Cancelled("interrupted") from error
 
@@ -64,13 +64,15 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def _program(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -79,7 +81,9 @@ def _program(
 def _export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Directory to write.", show_default=False)],
-    config: Annotated[Path | None, typer.Option("-c", "--config", metavar="RECIPE.yaml", help="Recipe; options override it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", metavar="RECIPE.yaml", help="Recipe; options override it.")
+    ] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="T", help="Compile target; may be repeated.")] = None,
     precision: Annotated[
         Literal["paper", "fp32"] | None, typer.Option(help="paper: INT8 vision, INT4 decoder, INT8 cache; fp32: unquantized.")
@@ -99,7 +103,7 @@ def _export(
 @_command("run")
 def _run(
     bundle: BundlePath,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Question; read from stdin if missing.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Question; read from stdin if missing.")] = None,
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Image to ask about; may be repeated.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 256,
     temperature: Annotated[
@@ -107,7 +111,9 @@ def _run(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     target: Target = None,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -129,7 +135,9 @@ def _chat(bundle: BundlePath, debug: Debug = False) -> None:
 def _bench(
     bundle: BundlePath,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure with this image, too.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="About so many tokens of prompt beside the image.")] = 128,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="About so many tokens of prompt beside the image.")
+    ] = 128,
     new_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer.")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Measured runs, after one that warms up.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; the engine's choice unless given.")] = None,
@@ -142,7 +150,15 @@ def _bench(
 
     if as_json and markdown:
         raise UsageError("--json and --markdown exclude each other", "give one of them")
-    bench(bundle, image, prompt_tokens, new_tokens, repetitions, threads, "json" if as_json else "markdown" if markdown else "table")
+    bench(
+        bundle,
+        image,
+        prompt_tokens,
+        new_tokens,
+        repetitions,
+        threads,
+        "json" if as_json else "markdown" if markdown else "table",
+    )
 
 
 @_command("inspect")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pocketvlm.errors import BadInputError
 from pocketvlm.runtime.session import VlmSession
+from pocketvlm.toolchain.commands.output import print_line
 from pocketvlm.toolchain.commands.run import check_text
 
 _HELP = "/image FILE shows an image with the next question, /new forgets the conversation, Ctrl-D ends"
@@ -25,10 +26,11 @@ def chat(bundle: Path) -> None:
     with VlmSession.open(bundle) as session:
         conversation = _Conversation(session)
         if interactive:
-            print(_HELP, file=sys.stderr)
+            sys.stderr.write(_HELP + "\n")
         while True:
             if interactive:
-                print("> ", end="", file=sys.stderr, flush=True)
+                sys.stderr.write("> ")
+                sys.stderr.flush()
             line = sys.stdin.readline()
             if not line:
                 return
@@ -37,7 +39,7 @@ def chat(bundle: Path) -> None:
             except BadInputError as error:
                 if not interactive:
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                sys.stderr.write(f"error: {error}\n")
 
 
 class _Conversation:
@@ -69,7 +71,8 @@ class _Conversation:
         except KeyboardInterrupt:
             # Stops this answer, not the program; what was said stays part of the conversation.
             stream.close()
-        print(flush=True)
+        print_line()
+        sys.stdout.flush()
         self._images = []
         if stream.text:
             self._messages += [asked, {"role": "assistant", "content": stream.text}]

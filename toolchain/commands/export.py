@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.commands.output import print_line
 from pocketvlm.toolchain.progress import RichProgress
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
 
@@ -40,4 +41,4 @@ def export(
 
     with RichProgress() as progress, Checkpoint.open(checkpoint, revision=revision) as opened:
         export_checkpoint(opened, output, recipe, progress)
-    print(output)
+    print_line(str(output))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.commands.output import print_json
+from pocketvlm.toolchain.commands.output import print_json, print_line
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.tiling import TILINGS
 
@@ -16,7 +16,7 @@ def list_names(section: str | None, as_json: bool) -> None:
     if as_json:
         print_json(chosen)
     elif section is not None:
-        print("\n".join(chosen[section]))
+        print_line("\n".join(chosen[section]))
     else:
         for name, names in chosen.items():
-            print(f"{name}: {', '.join(names)}")
+            print_line(f"{name}: {', '.join(names)}")

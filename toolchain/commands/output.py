@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +15,12 @@ from rich.table import Table
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+    print_line(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def print_line(text: str = "") -> None:
+    """A line of plain text on stdout."""
+    sys.stdout.write(text + "\n")
 
 
 def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
@@ -26,8 +32,9 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table; every column after the first is aligned right."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    """A titled table; every column after the first is aligned right."""
+    print_line(title)
+    table = Table(box=box.SIMPLE_HEAD)
     for number, name in enumerate(header):
         table.add_column(escape(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
@@ -41,6 +48,7 @@ def megabytes(count: int) -> str:
 
 
 def _print(table: Table) -> None:
+    sys.stdout.flush()
     console = Console(highlight=False)
     if not console.is_terminal:
         # A pipe or file has no width to fit into.

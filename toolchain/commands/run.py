@@ -10,7 +10,7 @@ from pathlib import Path
 from pocketvlm.errors import PromptError, UsageError
 from pocketvlm.runtime.session import VlmSession
 from pocketvlm.runtime.trace import Trace
-from pocketvlm.toolchain.commands.output import print_json
+from pocketvlm.toolchain.commands.output import print_json, print_line
 
 MAX_STDIN_BYTES = 16 * 1024 * 1024
 
@@ -46,7 +46,7 @@ def run(
     if trace_path is not None:
         trace.save(trace_path)
     if not as_json:
-        print()
+        print_line()
         return
     plans = [plan.to_json() for plan in answer.tile_plans]
     print_json(

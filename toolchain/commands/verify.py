@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pocketvlm.toolchain.commands.output import print_json, print_table
+from pocketvlm.toolchain.commands.output import print_json, print_line, print_table
 from pocketvlm.toolchain.verify import verify_bundle
 
 
@@ -19,6 +19,8 @@ def verify(bundle: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    print(f"{found['files']} files are those that the manifest lists")
+    print_line(f"{found['files']} files are those that the manifest lists")
     for variant, cosines in found["variants"].items():
-        print_table(f"{variant}: cosine with the numbers at export", ("stage", "cosine"), [(k, f"{v:.6f}") for k, v in cosines.items()])
+        print_table(
+            f"{variant}: cosine with the numbers at export", ("stage", "cosine"), [(k, f"{v:.6f}") for k, v in cosines.items()]
+        )

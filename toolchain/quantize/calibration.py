@@ -97,7 +97,7 @@ def read_text(path: str | None, least: int = 1000) -> str:
         RecipeError: the file cannot be read, is no UTF-8 text, too large or too short.
     """
     if path is None:
-        return "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))[_HELD_OUT_CHARACTERS:]
+        return _default_text()[_HELD_OUT_CHARACTERS:]
     try:
         if Path(path).stat().st_size > MAX_TEXT_BYTES:
             raise RecipeError(f"calibration text {path!r} is larger than {MAX_TEXT_BYTES} bytes", "cut it")
@@ -109,6 +109,15 @@ def read_text(path: str | None, least: int = 1000) -> str:
     if len(text.strip()) < least:
         raise RecipeError(f"calibration text {path!r} is too short", "name a longer one")
     return text
+
+
+def held_out_text() -> str:
+    """The part of the default text that calibration never uses, for judging."""
+    return _default_text()[:_HELD_OUT_CHARACTERS]
+
+
+def _default_text() -> str:
+    return "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
 
 
 def text_sequences(model: EagerModel, token_ids: Sequence[int], tokens: int, length: int) -> list[Tensor]:

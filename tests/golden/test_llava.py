@@ -1,0 +1,109 @@
+"""LLaVA against transformers' own processor and model: prompt tokens, pixels, features, logits, greedy tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from pocketvlm.runtime import VlmSession
+from pocketvlm.toolchain.checkpoint import Checkpoint
+from pocketvlm.toolchain.export import export_checkpoint, prepare
+from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.progress import SilentProgress
+from pocketvlm.toolchain.quantize.calibration import encode_image
+from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
+from pocketvlm.toolchain.torch_ops import EagerCache
+
+from .conftest import save_llava
+
+CASES = [
+    {"tower": "clip", "feature_layer": -2, "strategy": "default"},
+    {"tower": "clip", "feature_layer": -1, "strategy": "full", "bias": False},
+    {"tower": "clip", "feature_layer": [-1, -3], "strategy": "default", "tied": True},
+    {"tower": "siglip", "feature_layer": -1, "strategy": "full"},
+    {"tower": "siglip", "feature_layer": 2, "strategy": "default", "tied": True, "seed": 3},
+    {"tower": "siglip", "feature_layer": [1, -1], "strategy": "full", "bias": False},
+]
+IDS = ["-".join(str(value) for value in case.values()) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "chelsea.png"
+    Image.fromarray(skimage.data.chelsea()).save(path)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_bundle_answers_as_transformers(case: dict[str, object], photograph: Path, tmp_path: Path) -> None:
+    model, processor = save_llava(tmp_path / "checkpoint", **case)  # type: ignore[arg-type]
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(text=prompt, images=Image.open(photograph), return_tensors="pt")
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs, max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    generated = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+    best = torch.stack(output.logits)[:, 0].topk(2).values
+    # Pixels may differ by 1/255 (PIL and torchvision round differently); the seeds were chosen to have no near ties.
+    assert (best[:, 0] - best[:, 1]).min() > 0.01
+    expected = generated[: generated.index(1)] if 1 in generated else generated
+
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        prepared = prepare(checkpoint, ExportRecipe(precision="fp32"))
+        eager = EagerModel(prepared.spec, prepared.weights)
+        plan, pixels, _ = encode_image(eager, photograph)
+        assert np.abs(pixels.numpy() - inputs["pixel_values"].numpy()).max() * min(prepared.spec.image.std) <= 1 / 255 + 1e-6
+        mine = prepared.builder.encode(messages)
+        ids: list[int] = []
+        for part in mine.parts:
+            ids += part if isinstance(part, tuple) else [prepared.tokenizer.image_token_id] * plan.image_tokens
+        assert ids == inputs["input_ids"][0].tolist()
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp32"), SilentProgress())
+    with VlmSession.open(tmp_path / "bundle") as session:
+        content = [{"type": "image", "image": str(photograph)}, {"type": "text", "text": "What is in this picture?"}]
+        stream = session.chat([{"role": "user", "content": content}], max_new_tokens=24)
+        text = "".join(stream)
+        assert list(stream.token_ids) == expected
+    assert text == processor.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_eager_equals_transformers(case: dict[str, object], tmp_path: Path) -> None:
+    model, _ = save_llava(tmp_path / "checkpoint", **case)  # type: ignore[arg-type]
+    pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, 300, (1, 60), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        features = model.model.get_image_features(pixel_values=pixels)
+        features = getattr(features, "pooler_output", features)
+        reference = model(input_ids=ids).logits
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        prepared = prepare(checkpoint, ExportRecipe(precision="fp32"))
+        eager = EagerModel(prepared.spec, prepared.weights)
+        stacked = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
+        torch.testing.assert_close(eager.encode_tiles(pixels), stacked.reshape(3, -1, 64), rtol=1e-4, atol=1e-4)
+        cache = EagerCache()
+        parts = [eager.decode(eager.embed(part), cache, all_positions=True) for part in (ids[0, :41].tolist(), [ids[0, 41].item()])]
+        parts.append(eager.decode(eager.embed(ids[0, 42:].tolist()), cache, all_positions=True))
+        torch.testing.assert_close(torch.cat(parts, 1), reference, rtol=1e-4, atol=1e-4)
+
+
+def test_paper_precision_stays_close(photograph: Path, tmp_path: Path, recipe_file: Path) -> None:
+    save_llava(tmp_path / "checkpoint", tower="siglip", feature_layer=-1, strategy="full")
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        report = export_checkpoint(checkpoint, tmp_path / "bundle", load_recipe(recipe_file), SilentProgress())
+    quality = report.quality["ort-cpu"]
+    assert quality.stages["vision_encoder"].cosine > 0.995
+    assert quality.stages["connector"].cosine > 0.995
+    assert quality.stages["prefill"].cosine > 0.9
+    kernels = report.manifest.variants[0].stages["prefill"].kernels
+    assert kernels["MatMulNBits"] == 4 * 3 + 1
+    assert report.manifest.variants[0].stages["decode"].kernels["GroupQueryAttention"] == 3
+    assert report.manifest.variants[0].stages["vision_encoder"].kernels["DynamicQuantizeMatMul"] == 6 * 4
+    assert "MatMul" not in report.manifest.variants[0].stages["decode"].kernels

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.manifest import MAX_MANIFEST_BYTES
+
+MakeBundle = Callable[..., Path]
+
+
+def pack(directory: Path, archive: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(archive, "w", compression) as packed:
+        for path in sorted(directory.rglob("*")):
+            packed.write(path, path.relative_to(directory))
+    return archive
+
+
+def change_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = directory / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_whole_bundle_opens(bundle_at: MakeBundle) -> None:
+    directory = bundle_at()
+    bundle = Bundle.open(directory)
+    assert bundle.manifest.model.name == "tiny"
+    assert bundle.path("tokenizer.json") == directory / "tokenizer.json"
+    assert len(bundle.sha256("tokenizer.json")) == 64
+    with pytest.raises(BundleError, match="does not list"):
+        bundle.path("other.json")
+    bundle.close()
+    assert directory.is_dir()
+
+
+def test_a_flipped_bit_is_named_before_anything_is_loaded(bundle_at: MakeBundle) -> None:
+    directory = bundle_at()
+    path = directory / "v/decoder.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"v/decoder\.onnx: sha256 differs"):
+        Bundle.open(directory)
+    Bundle.open(directory, verify=False)
+
+
+def damage_truncate(directory: Path) -> None:
+    path = directory / "v/decoder.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_surplus(directory: Path) -> None:
+    (directory / "v/evil.so").write_bytes(b"x")
+
+
+def damage_missing(directory: Path) -> None:
+    (directory / "v/decoder.onnx").unlink()
+
+
+def damage_link(directory: Path) -> None:
+    outside = directory.parent / "outside.json"
+    shutil.move(directory / "tokenizer.json", outside)
+    (directory / "tokenizer.json").symlink_to(outside)
+
+
+def damage_folder_link(directory: Path) -> None:
+    shutil.move(directory / "v", directory.parent / "v")
+    (directory / "v").symlink_to(directory.parent / "v")
+
+
+def damage_manifest_link(directory: Path) -> None:
+    shutil.move(directory / "manifest.json", directory.parent / "m.json")
+    (directory / "manifest.json").symlink_to(directory.parent / "m.json")
+
+
+def damage_no_manifest(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+
+
+def damage_manifest_text(directory: Path) -> None:
+    (directory / "manifest.json").write_bytes(b"\xff\xfe{")
+
+
+def damage_manifest_cut(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def damage_manifest_huge(directory: Path) -> None:
+    (directory / "manifest.json").write_bytes(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def damage_schema(directory: Path) -> None:
+    change_manifest(directory, lambda content: content["schema"].update(major=2))
+
+
+def damage_path_up(directory: Path) -> None:
+    change_manifest(directory, lambda content: content["files"][0].update(path="../tokenizer.json"))
+
+
+def damage_path_absolute(directory: Path) -> None:
+    change_manifest(directory, lambda content: content["files"][0].update(path="/etc/passwd"))
+
+
+def damage_fifo(directory: Path) -> None:
+    os.mkfifo(directory / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_truncate, r"v/decoder\.onnx: \d+ bytes, the manifest says \d+"),
+        (damage_surplus, r"v/evil\.so: not part of the bundle"),
+        (damage_missing, r"v/decoder\.onnx: missing"),
+        (damage_link, r"tokenizer\.json: a link"),
+        (damage_folder_link, r"v: a link"),
+        (damage_manifest_link, r"manifest\.json: a link"),
+        (damage_no_manifest, r"no manifest\.json"),
+        (damage_manifest_text, "not UTF-8"),
+        (damage_manifest_cut, "not valid JSON"),
+        (damage_manifest_huge, "larger than"),
+        (damage_schema, r"schema 2\.0.*update PocketVLM"),
+        (damage_path_up, "unsafe file path"),
+        (damage_path_absolute, "unsafe file path"),
+        (damage_fifo, "neither a file nor a folder"),
+    ],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_damage_is_refused_and_named(bundle_at: MakeBundle, damage: Callable[[Path], None], message: str, verify: bool) -> None:
+    directory = bundle_at()
+    damage(directory)
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle.open(directory, verify=verify)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_bundle_at_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("hello")
+    for path, message in ((tmp_path / "absent", "no such bundle"), (tmp_path / "file", "neither"), (tmp_path, "no manifest")):
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(path)
+
+
+def test_a_zip_is_unpacked_beside_and_removed_on_close(bundle_at: MakeBundle, tmp_path: Path) -> None:
+    directory = bundle_at()
+    bundle = Bundle.open(pack(directory, tmp_path / "b.zip"))
+    place = bundle.path("v/decoder.onnx")
+    assert place.read_bytes() == (directory / "v/decoder.onnx").read_bytes()
+    assert tmp_path not in place.parents
+    bundle.close()
+    bundle.close()
+    assert not place.exists()
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    return place
+
+
+def hostile_zip(path: Path, kind: str) -> Path:
+    with zipfile.ZipFile(path, "w") as packed:
+        if kind == "up":
+            packed.writestr("../evil", "x")
+        elif kind == "absolute":
+            packed.writestr("/evil", "x")
+        elif kind == "link":
+            entry = zipfile.ZipInfo("link")
+            entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+            packed.writestr(entry, "/etc/passwd")
+        else:
+            packed.writestr("bomb", b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("up", "unsafe"), ("absolute", "unsafe"), ("link", "link or special"), ("bomb", "compressed")]
+)
+def test_a_hostile_zip_writes_nothing(tmp_path: Path, temporary: Path, kind: str, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(hostile_zip(tmp_path / "b.zip", kind))
+    assert list(temporary.iterdir()) == []
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_compressed_or_damaged_zip_is_refused(bundle_at: MakeBundle, tmp_path: Path, temporary: Path) -> None:
+    directory = bundle_at()
+    with pytest.raises(BundleError, match="compressed"):
+        Bundle.open(pack(directory, tmp_path / "deflated.zip", zipfile.ZIP_DEFLATED))
+    archive = pack(directory, tmp_path / "b.zip")
+    content = bytearray(archive.read_bytes())
+    position = content.index(b"past_length")
+    content[position] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(BundleError, match="damaged zip"):
+        Bundle.open(archive)
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_full_disk_is_an_environment_fault(
+    bundle_at: MakeBundle, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(bundle_at(), tmp_path / "b.zip")
+
+    def no_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pocketvlm.runtime.bundle._copy", no_room)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        Bundle.open(archive)
+    assert list(temporary.iterdir()) == []
+
+
+def with_variants(bundle: Bundle, *engines: str) -> Bundle:
+    first = bundle.manifest.variants[0]
+    variants = tuple(replace(first, name=f"{engine}-name", target=f"{engine}-target", engine=engine) for engine in engines)
+    return Bundle(bundle.directory, replace(bundle.manifest, variants=variants))
+
+
+def test_the_first_variant_that_runs_here_is_taken(bundle_at: MakeBundle) -> None:
+    bundle = with_variants(Bundle.open(bundle_at()), "npu", "fake", "onnxruntime")
+    assert bundle.variant().engine == "fake"
+    assert bundle.variant("onnxruntime-target").engine == "onnxruntime"
+    assert bundle.variant("npu-name").engine == "npu"
+
+
+def test_an_unknown_target_names_the_known_ones(bundle_at: MakeBundle) -> None:
+    with pytest.raises(UsageError, match="fake-target, onnxruntime-target"):
+        with_variants(Bundle.open(bundle_at()), "fake", "onnxruntime").variant("qnn")
+
+
+def test_no_variant_that_runs_here_is_an_environment_fault(bundle_at: MakeBundle) -> None:
+    with pytest.raises(EnvironmentFault, match="npu-name"):
+        with_variants(Bundle.open(bundle_at()), "npu").variant()

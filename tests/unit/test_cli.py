@@ -1,0 +1,490 @@
+"""The command line: what goes to which stream, and with which exit code. Answers come from the scripted engine."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from packaging.specifiers import SpecifierSet
+from PIL import Image
+from rich.console import Console
+
+from pocketvlm import errors
+from pocketvlm.toolchain.cli import main
+from pocketvlm.toolchain.commands import chat as chat_module
+from pocketvlm.toolchain.commands import doctor as doctor_module
+from pocketvlm.toolchain.commands import run as run_module
+from pocketvlm.toolchain.commands.bench import summarise
+from pocketvlm.toolchain.progress import Progress, RichProgress, SilentProgress
+
+BundleAt = Callable[..., Path]
+# After <bot> (4) comes w10 w11 w12 and the end (2).
+REPLY = {4: 10, 10: 11, 11: 12, 12: 2}
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed(self, code: int, pattern: str) -> None:
+        """Nothing but one line came, on stderr."""
+        assert self.code == code, self.err
+        assert re.fullmatch(rf"error: [^\n]*{pattern}[^\n]*\n", self.err), self.err
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> Result:
+        code = main([str(item) for item in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.full((4, 8, 3), 51, np.uint8)).save(path)
+    return path
+
+
+def process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pocketvlm.toolchain.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def commands() -> list[str]:
+    return ["export", "run", "chat", "bench", "inspect", "verify", "doctor", "list"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in commands()), ["--version"]])
+def test_help_imports_nothing_heavy(arguments: Sequence[str]) -> None:
+    code = (
+        "import sys; from pocketvlm.toolchain.cli import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'numpy', 'tokenizers'} & set(sys.modules);"
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+
+
+def test_the_commands_are_those_of_the_design(call: Call) -> None:
+    listed = re.findall(r"^  (\w+) {2,}\S", call("--help").out.partition("Commands:")[2], re.MULTILINE)
+    assert listed == commands()
+    wanted = {
+        "export": "-o -c --target --precision --max-seq-len --chunk-size --revision",
+        "run": "--image --max-new-tokens --temperature --seed --target --trace --json",
+        "chat": "",
+        "bench": "--image --prompt-tokens --new-tokens --repetitions --threads --json --markdown",
+        "inspect": "--size --json",
+        "verify": "--json",
+        "doctor": "--target --json",
+        "list": "--json",
+    }
+    for name, options in wanted.items():
+        text = call(name, "--help").out
+        for option in [*options.split(), "--debug"]:
+            assert re.search(rf"^ .*{option}\b", text, re.MULTILINE), (name, option)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ([], "[Mm]issing command"),
+        (["exprt"], "exprt"),
+        (["run"], "BUNDLE"),
+        (["run", "b", "--imge", "x"], "--imge"),
+        (["run", "b", "p", "--max-new-tokens", "0"], "max-new-tokens"),
+        (["run", "b", "p", "--temperature", "-1"], "temperature"),
+        (["run", "b", "p", "--seed", "x"], "seed"),
+        (["export", "c"], "--output"),
+        (["export", "c", "-o", "b", "--precision", "int3"], "precision"),
+        (["export", "c", "-o", "b", "--target", "ort-gpu"], r"unknown target 'ort-gpu' \(did you mean ort-cpu\?\)"),
+        (["doctor", "--target", "ort-cpx"], "did you mean ort-cpu"),
+        (["bench", "b", "--json", "--markdown"], "exclude each other"),
+        (["list", "colours"], "colours"),
+        (["inspect", "b", "--size", "7x"], "--size '7x'"),
+        (["inspect", "b", "--size", "0x7"], "--size '0x7'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(call: Call, arguments: Sequence[str], pattern: str) -> None:
+    result = call(*arguments)
+    result.failed(2, pattern)
+    if "--json" in arguments:
+        assert result.json["error"]["code"] == "usage"
+    else:
+        assert result.out == ""
+
+
+def test_run_streams_the_answer_and_nothing_else(call: Call, bundle_at: BundleAt, picture: Path) -> None:
+    result = call("run", bundle_at(chain=REPLY), "w5 w6", "--image", picture)
+    assert (result.code, result.out, result.err) == (0, "w10w11w12\n", "")
+
+
+def test_run_json_is_the_documented_object(call: Call, bundle_at: BundleAt, picture: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    bundle = bundle_at(chain=REPLY)
+    arguments = ["--image", picture, "--json", "--trace", trace, "--target", "fake-cpu", "--max-new-tokens", 2]
+    found = call("run", bundle, "w5", *arguments).json
+    # 8x4 pixels are two tiles of 4x4 side by side and a thumbnail, of two tokens each.
+    plan = {"grid": [2, 1], "tiles": 2, "thumbnail": True, "image_tokens": 6}
+    assert found.keys() == {"text", "token_ids", "tile_plan", "tile_plans", "metrics"}
+    assert (found["text"], found["token_ids"]) == ("w10w11", [10, 11])
+    assert (found["tile_plan"], found["tile_plans"]) == (plan, [plan])
+    wanted = "load_ms vision_ms tiles image_tokens ttft_ms prefill_tok_s decode_tok_s peak_rss_mb stop_reason"
+    assert found["metrics"].keys() >= {*wanted.split(), "backend_requested", "backend_actual"}
+    assert (found["metrics"]["stop_reason"], found["metrics"]["backend_requested"]) == ("max_new_tokens", "fake-cpu")
+    assert {event["ph"] for event in json.loads(trace.read_text())["traceEvents"]} >= {"X"}
+    two = call("run", bundle, "w5", "--image", picture, "--image", picture, "--json").json
+    assert two["tile_plans"] == [plan, plan]
+    none = call("run", bundle, "w5", "--json").json
+    assert (none["tile_plan"], none["tile_plans"]) == (None, [])
+
+
+def test_run_reads_the_prompt_from_stdin(bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain={5: 10, 6: 20, **REPLY})
+    as_argument = process("run", bundle, "w5 w6", "--json").communicate()[0]
+    as_input = process("run", bundle, "--json", stdin=subprocess.PIPE).communicate(b"w5 w6\n")[0]
+    assert json.loads(as_argument)["token_ids"] == json.loads(as_input)["token_ids"]
+    broken = process("run", bundle, stdin=subprocess.PIPE)
+    assert b"not UTF-8" in broken.communicate(b"\xff\xfe")[1]
+    assert broken.returncode == 3
+    argument = process("run", bundle, os.fsdecode(b"w5 \xff"))
+    assert b"not valid text" in argument.communicate()[1]
+    assert argument.returncode == 3
+
+
+class Terminal(io.TextIOWrapper):
+    def __init__(self, text: str) -> None:
+        super().__init__(io.BytesIO(text.encode()))
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_run_without_a_prompt_on_a_terminal_is_wrong_usage(
+    call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    call("run", bundle_at()).failed(2, "no PROMPT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (["run", "nowhere", "w5"], 3, "bad_bundle"),
+        (["run", "BUNDLE", ""], 3, "bad_prompt"),
+        (["run", "BUNDLE", "w5", "--image", "nowhere.png"], 3, "bad_image"),
+        (["run", "BUNDLE", " ".join(["w5"] * 99)], 3, "context_length"),
+        (["run", "BUNDLE", "w5", "--target", "other"], 2, "usage"),
+        (["bench", "BUNDLE", "--prompt-tokens", "1"], 2, "usage"),
+        (["verify", "BUNDLE"], 3, "bad_bundle"),
+        (["inspect", "nowhere"], 3, "bad_checkpoint"),
+    ],
+)
+def test_bad_input_has_its_exit_code_and_json(
+    call: Call, bundle_at: BundleAt, arguments: Sequence[str], code: int, kind: str
+) -> None:
+    given = [str(bundle_at()) if item == "BUNDLE" else item for item in arguments]
+    plain = call(*given)
+    plain.failed(code, "")
+    assert plain.out == ""
+    result = call(*given, "--json")
+    result.failed(code, "")
+    found = result.json["error"]
+    assert found.keys() == {"code", "message", "hint"}
+    assert found["code"] == kind
+    assert found["hint"] in result.err
+    assert found["message"] in result.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (errors.GateError("too bad", "try again"), 4, r"error: too bad \(try again\)"),
+        (errors.EnvironmentFault("no disk"), 5, "error: no disk"),
+        (errors.CheckpointError("a\nb\x1b[31m"), 3, r"error: a b\\x1b\[31m"),
+        (MemoryError(), 5, "error: not enough memory .*"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 5, r"error: .*torch.*pocketvlm\[export\].*"),
+        (ModuleNotFoundError("No module named 'rich'", name="rich.table"), 5, r"error: .*rich .*pocketvlm\[cli\].*"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (ZeroDivisionError("division by zero\nmore"), 1, r"error: ZeroDivisionError: division by zero \(.*bug.*\)"),
+        (ModuleNotFoundError("x", name="pocketvlm.missing"), 1, "error: ModuleNotFoundError.*bug.*"),
+    ],
+)
+def test_every_exception_becomes_a_line_and_a_code(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run_module, "run", fail)
+    result = call("run", "bundle", "w5")
+    assert result.code == code
+    assert re.fullmatch(line + "\n", result.err)
+    detailed = call("run", "bundle", "w5", "--debug", "--json")
+    assert detailed.code == code
+    assert "Traceback" in detailed.err
+    assert re.fullmatch(line, detailed.err.splitlines()[-1])
+    assert detailed.json["error"]["message"]
+
+
+def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt) -> None:
+    with process("run", bundle_at(chain=REPLY), "w5") as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 141
+
+
+def test_ctrl_c_ends_with_130(bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]})
+    running = process("run", bundle, "w5")
+    assert running.stdout is not None
+    assert running.stdout.read(3) == b"w10"
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, b"error: interrupted\n")
+
+
+def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[dict[str, Any]]] = []
+    original = chat_module.VlmSession.chat
+
+    def chat(self: Any, messages: Any, **options: Any) -> Any:
+        asked.append(list(messages))
+        return original(self, messages, **options)
+
+    monkeypatch.setattr(chat_module.VlmSession, "chat", chat)
+    lines = ["/image nowhere.png", f"/image {picture}", "w5", "", "w6", "/new", "w7"]
+    monkeypatch.setattr(sys, "stdin", Terminal("\n".join(lines)))
+    result = call("chat", bundle_at(chain=REPLY))
+    assert (result.code, result.out) == (0, "w10w11w12\n" * 3)
+    assert "error: no such image file: nowhere.png" in result.err
+    roles = [[message["role"] for message in messages] for messages in asked]
+    assert roles == [["user"], ["user", "assistant", "user"], ["user"]]
+    kinds = [[part["type"] for part in messages[-1]["content"]] for messages in asked]
+    assert kinds == [["image", "text"], ["text"], ["text"]]
+    assert asked[1][1]["content"] == "w10w11w12"
+
+
+def test_chat_without_a_terminal_ends_at_an_error(bundle_at: BundleAt) -> None:
+    running = process("chat", bundle_at(chain=REPLY), stdin=subprocess.PIPE)
+    out, err = running.communicate(b"w5\n/image nowhere.png\nw6\n")
+    assert (running.returncode, out) == (3, b"w10w11w12\n")
+    assert err.startswith(b"error: no such image file: nowhere.png")
+
+
+def test_bench_reports_medians(call: Call, bundle_at: BundleAt, picture: Path) -> None:
+    bundle = bundle_at(chain=REPLY)
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 3]
+    found = call("bench", bundle, "--image", picture, *options, "--json").json
+    assert found["settings"] == {
+        "prompt_tokens": 20,
+        "new_tokens": 4,
+        "repetitions": 3,
+        "threads": None,
+        "image": "picture.png",
+    }
+    assert list(found["results"]) == ["image cold", "image encoded"]
+    for figures in found["results"].values():
+        # The words are unknown to this tokenizer: one token each, and six image tokens beside them.
+        assert figures["prompt_tokens"] == {"median": 26.0, "sd": 0.0}
+        assert figures["new_tokens"]["median"] == 3.0
+        assert figures["image_tokens"]["median"] == 6.0
+        assert figures["ttft_ms"]["median"] > 0
+    assert found["results"]["image cold"]["vision_ms"]["median"] > 0
+    text = call("bench", bundle, *options, "--threads", 1, "--markdown").out
+    assert re.search(r"^\| prompt_tokens \| 20 ± 0 \|$", text, re.MULTILINE)
+    assert "ttft_ms" in call("bench", bundle, *options).out
+
+
+def test_bench_measures_without_caches(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("pocketvlm.toolchain.commands.bench.summarise", lambda runs: seen.append(runs) or {})
+    call("bench", bundle_at(chain=REPLY), "--image", picture, "--new-tokens", 4, "--prompt-tokens", 20, "--json")
+    cold, encoded = seen
+    assert [run.image_was_cached for run in cold] == [False] * 5
+    assert [run.image_was_cached for run in encoded] == [True] * 5
+    # The template's one token before the image is all that two prompts share.
+    assert {run.kv_prefix_reused for run in [*cold, *encoded]} == {1}
+
+
+def test_summarise_gives_median_and_sample_deviation() -> None:
+    class Run:
+        def __getattr__(self, name: str) -> Any:
+            return None if name != "ttft_ms" else self.__dict__["value"]
+
+        def __init__(self, value: float) -> None:
+            self.__dict__["value"] = value
+
+    runs: Any = [Run(value) for value in (1.0, 5.0, 3.0, 11.0)]
+    assert summarise(runs) == {"ttft_ms": {"median": 4.0, "sd": pytest.approx(float(np.std([1, 5, 3, 11], ddof=1)))}}
+    assert summarise(runs[:1]) == {"ttft_ms": {"median": 1.0, "sd": 0.0}}
+
+
+def test_inspect_a_bundle(call: Call, bundle_at: BundleAt) -> None:
+    bundle = bundle_at()
+    found = call("inspect", bundle, "--json").json
+    raw = json.loads((bundle / "manifest.json").read_text())
+    assert (found["kind"], found["model"], found["tiling"]) == ("bundle", raw["model"], raw["tiling"])
+    assert found["bytes"] == sum(
+        path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name != "manifest.json"
+    )
+    variant = found["variants"][0]
+    assert variant["stages"]["decode"]["bytes"] == (bundle / "v/decoder.onnx").stat().st_size
+    # prefill and decode share their file.
+    assert variant["bytes"] == sum(path.stat().st_size for path in (bundle / "v").iterdir())
+    text = call("inspect", bundle).out
+    for word in ("tiny", "llava_next", "vision_encoder", "v/decoder.onnx", "int8 cache of 64 positions", "<user>"):
+        assert word in text
+
+
+@pytest.mark.parametrize(("size", "grid", "tiles"), [("8x4", [2, 1], 2), ("4X4", [1, 1], 1), ("12x12", [3, 3], 9)])
+def test_inspect_size_is_the_tile_plan(call: Call, bundle_at: BundleAt, size: str, grid: list[int], tiles: int) -> None:
+    thumbnail = tiles > 1
+    plan = {"grid": grid, "tiles": tiles, "thumbnail": thumbnail, "image_tokens": 2 * (tiles + thumbnail)}
+    bundle = bundle_at()
+    assert call("inspect", bundle, "--size", size, "--json").json == plan
+    assert f"grid {grid[0]}x{grid[1]}, {tiles} tiles" in call("inspect", bundle, "--size", size).out
+
+
+def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    module = ModuleType(name)
+    for key, value in members.items():
+        setattr(module, key, value)
+    monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_export_hands_the_recipe_and_the_overrides_on(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Opened:
+        def __enter__(self) -> str:
+            return "opened"
+
+        def __exit__(self, *_: object) -> None:
+            calls.append(("closed",))
+
+    class Checkpoint:
+        @staticmethod
+        def open(path: str, *, revision: str | None) -> Opened:
+            calls.append(("open", path, revision))
+            return Opened()
+
+    def export_checkpoint(checkpoint: str, output: Path, recipe: Any, progress: Progress) -> None:
+        progress.estimate(2_000_000, 3_000_000, 30)
+        progress.stage("lower", 2)
+        progress.advance()
+        progress.note("[bold]note")
+        calls.append((checkpoint, output, recipe))
+
+    fake_module(monkeypatch, "pocketvlm.toolchain.checkpoint", Checkpoint=Checkpoint)
+    fake_module(monkeypatch, "pocketvlm.toolchain.export", export_checkpoint=export_checkpoint)
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text("chunk_size: 64\nvision_batch: 2\n")
+    options = ["-c", recipe_file, "--precision", "fp32", "--max-seq-len", 256, "--revision", "r1", "--target", "ort-cpu"]
+    result = call("export", "owner/name", "-o", tmp_path / "bundle", *options)
+    assert (result.code, result.out) == (0, f"{tmp_path / 'bundle'}\n")
+    assert result.err.splitlines() == ["needs about 2.0 MB of memory, 3.0 MB of disk, 30 s", "lower", "[bold]note"]
+    assert calls[0] == ("open", "owner/name", "r1")
+    assert calls[1][:2] == ("opened", tmp_path / "bundle")
+    recipe = calls[1][2]
+    assert (recipe.chunk_size, recipe.vision_batch, recipe.precision) == (64, 2, "fp32")
+    assert (recipe.max_seq_len, recipe.targets) == (256, ("ort-cpu",))
+    assert calls[2] == ("closed",)
+    recipe_file.write_text("chunk_sise: 64")
+    call("export", "owner/name", "-o", tmp_path / "bundle", "-c", recipe_file).failed(3, "did you mean 'chunk_size'")
+
+
+def test_verify_prints_what_was_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"files": 7, "variants": {"cpu": {"prefill": 0.999912345}}}
+    monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path: found)
+    assert call("verify", "bundle", "--json").json == found
+    text = call("verify", "bundle").out
+    assert "7 files" in text
+    assert "0.999912" in text
+
+
+def test_list_gives_the_registries(call: Call) -> None:
+    found = call("list", "--json").json
+    assert list(found) == ["architectures", "connectors", "tilings", "targets"]
+    assert "llava" in found["architectures"]
+    assert "ort-cpu" in found["targets"]
+    assert call("list", "tilings").out.split() == found["tilings"]
+    assert call("list", "targets", "--json").json == {"targets": found["targets"]}
+    assert "connectors: mlp, " in call("list").out
+
+
+def test_doctor_tells_what_this_machine_has(call: Call) -> None:
+    found = call("doctor", "--target", "ort-cpu", "--json").json
+    assert found["ok"] is True
+    assert found["python"] == platform.python_version()
+    assert found["memory"]["total_bytes"] == psutil.virtual_memory().total
+    assert found["cpu"]["threads"] == psutil.cpu_count()
+    packages = {item["name"]: item for item in found["packages"]}
+    assert packages.keys() >= {"numpy", "onnxruntime", "typer", "torch"}
+    assert packages["numpy"]["installed"] == np.__version__
+    assert {item["needed_for"] for item in packages.values()} == {"runtime", "command line", "export"}
+    assert "onnxruntime" in call("doctor").out
+
+
+def test_doctor_fails_for_what_is_missing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["numpy>=999", "no-such-package==1.*; extra == 'export'", "ruff; extra == 'dev'"]
+    monkeypatch.setattr(doctor_module.importlib.metadata, "requires", lambda name: wanted)
+    result = call("doctor")
+    assert result.code == 5
+    assert re.search(r"^error: .*numpy \(.* wanted >=999\) .*pocketvlm\[cli\]", result.err, re.MULTILINE)
+    assert "no-such-package" not in result.err
+    call("doctor", "--target", "ort-cpu", "--json").failed(5, "no-such-package .missing, wanted ==1")
+
+
+@pytest.mark.parametrize("version", ["1.29.0", "1.29", "1.3.1", "2.13.0+cpu", "10.0", "0.18.6"])
+@pytest.mark.parametrize(
+    "wanted", ["", ">=1.29", ">=1.3", "==1.29.0", "==1.29", "==2.13.*", ">=0.18", "==1.*", ">=1.3,==1.29.*"]
+)
+def test_versions_are_compared_as_packaging_does(version: str, wanted: str) -> None:
+    assert doctor_module.satisfies(version, wanted) == SpecifierSet(wanted).contains(version)
+
+
+def test_progress_on_a_terminal_draws_bars_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = io.StringIO()
+    with RichProgress(Console(file=screen, force_terminal=True, width=100)) as progress:
+        progress.stage("calibrate [x]", 3)
+        progress.advance(2)
+        progress.stage("lower", 1)
+        progress.estimate(1, 1, 7200)
+    assert "calibrate [x]" in screen.getvalue()
+    assert "3/3" in screen.getvalue()
+    assert "2.0 h" in screen.getvalue()
+    silent: Progress = SilentProgress()
+    silent.stage("x", 1)
+    silent.advance()
+    silent.note("x")
+    silent.estimate(1, 1, 1)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,154 @@
+"""The manifest's reader, writer and JSON Schema, the latter judged by the jsonschema package."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from pocketvlm.errors import BundleError
+from pocketvlm.runtime.manifest import check_relative_path, dump_manifest, parse_manifest
+from pocketvlm.toolchain.manifest_schema import SCHEMA_PATH, dump_schema
+
+BundleAt = Callable[..., Path]
+VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_PATH.read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def text(bundle_at: BundleAt) -> str:
+    return (bundle_at() / "manifest.json").read_text(encoding="utf-8")
+
+
+def parse(raw: Any) -> Any:
+    return parse_manifest(json.dumps(raw))
+
+
+def test_the_schema_in_the_repository_is_up_to_date() -> None:
+    assert SCHEMA_PATH.read_text(encoding="utf-8") == dump_schema()
+    jsonschema.Draft202012Validator.check_schema(json.loads(dump_schema()))
+
+
+def test_what_the_writer_writes_is_valid_and_read_back_equal(text: str) -> None:
+    VALIDATOR.validate(json.loads(text))
+    manifest = parse_manifest(text)
+    canonical = dump_manifest(manifest)
+    VALIDATOR.validate(json.loads(canonical))
+    assert json.loads(canonical) == json.loads(text)
+    assert parse_manifest(canonical) == manifest
+    assert dump_manifest(parse_manifest(canonical)) == canonical
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(leaf for key, item in items for leaf in leaves(item, (*path, key)))]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(data=st.data())
+def test_reader_and_schema_agree_on_types(text: str, data: st.DataObject) -> None:
+    raw = json.loads(text)
+    path = data.draw(st.sampled_from(leaves(raw)[1:]))
+    parent = raw
+    for key in path[:-1]:
+        parent = parent[key]
+    values: list[Any] = [None, True, 1, 1.5, -1, "x", "", [], {}, ["x"], [1, 1], {"x": 1}]
+    change = data.draw(st.sampled_from(["delete", "add", *values]))
+    if change == "delete":
+        del parent[path[-1]]
+    elif change == "add":
+        assume(isinstance(parent, dict))
+        parent["surplus"] = 1
+    else:
+        parent[path[-1]] = change
+    try:
+        parse(raw)
+        accepted = True
+    except BundleError:
+        accepted = False
+    if accepted:
+        VALIDATOR.validate(raw)
+    elif VALIDATOR.is_valid(raw):
+        # The reader also checks what no schema of types can say: ranges, paths, one value against another.
+        assert change in ("delete", *values)
+
+
+def changed(text: str, path: str, value: Any) -> Any:
+    raw = json.loads(text)
+    parent = raw
+    *parents, last = path.split(".")
+    for key in parents:
+        parent = parent[int(key) if key.isdigit() else key]
+    parent[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("schema.major", 2, "schema 2.0; this reader knows 1.x"),
+        ("schema.major", 0, "schema 0.0"),
+        ("schema", None, "no schema version"),
+        ("tokenizer.file", "../tokenizer.json", "unsafe file path"),
+        ("tokenizer.file", "/etc/passwd", "unsafe file path"),
+        ("files.0.path", "a\\b", "unsafe file path"),
+        ("tokenizer.file", "missing.json", "does not list it"),
+        ("files.0.sha256", "0" * 63, "bad size or sha256"),
+        ("files.0.bytes", -1, "bad size or sha256"),
+        ("tiling.grids", [], "1 to 1000 grids"),
+        ("tiling.grids", [[1, 1000]], "between 1x1 and 100x100"),
+        ("tiling.tile_size", 0, "tile_size of 1 to 4096"),
+        ("image.std", [1, 0, 1], "must be positive"),
+        ("variants", [], "no variant"),
+        ("variants.0.kv_cache.capacity", 0, "size below 1"),
+        ("prompt.between", {"user>assistant": 1}, "expected str"),
+        ("tiling.policy", "relaxed_aspekt", "is none of"),
+        ("surplus", 1, "unknown key 'surplus'"),
+    ],
+)
+def test_bad_values_are_named(text: str, path: str, value: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json") as caught:
+        parse(changed(text, path, value))
+    assert message in caught.value.message
+
+
+def test_a_newer_minor_version_may_hold_more(text: str) -> None:
+    raw = changed(text, "schema.minor", 7)
+    raw["surplus"] = {"anything": 1}
+    raw["variants"][0]["surplus"] = 1
+    found = parse(raw)
+    assert found.schema.minor == 7
+    del raw["tokenizer"]
+    with pytest.raises(BundleError, match="'tokenizer' is missing"):
+        parse(raw)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"schema": {"major": "1"}}', " " * 4_194_305])
+def test_what_is_no_manifest_is_refused(content: str) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        parse_manifest(content)
+
+
+def test_a_file_listed_twice_is_refused(text: str) -> None:
+    raw = json.loads(text)
+    raw["files"].append(copy.deepcopy(raw["files"][0]))
+    with pytest.raises(BundleError, match="lists a file twice"):
+        parse(raw)
+
+
+@given(st.text(alphabet="ab.-/\\~: \x00é", max_size=12))
+def test_accepted_paths_stay_inside(path: str) -> None:
+    try:
+        check_relative_path(path)
+    except BundleError:
+        return
+    root = Path("/root/of/bundle")
+    assert (root / path).parts[: len(root.parts)] == root.parts
+    assert ".." not in Path(path).parts
+    assert path == Path(path).as_posix()

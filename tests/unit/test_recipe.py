@@ -1,0 +1,143 @@
+"""The recipe reader: what it takes, and that it takes nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pocketvlm.errors import RecipeError, UsageError
+from pocketvlm.runtime.manifest import TilingSpec
+from pocketvlm.toolchain.recipe import Calibration, DecoderWeights, ExportRecipe, KvCache, Thresholds, load_recipe
+from pocketvlm.toolchain.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(tmp_path: Path, text: str) -> ExportRecipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path)
+
+
+def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
+    assert load(tmp_path, "# nothing\n") == ExportRecipe()
+
+
+def test_every_field_is_read(tmp_path: Path) -> None:
+    text = """
+targets: [ort-cpu]
+precision: fp32
+max_seq_len: 512
+chunk_size: 64
+vision_batch: 2
+fixed_vision_batch: true
+decoder_weights: {method: gptq, block_size: 64, symmetric: true}
+lm_head_bits: 4
+embedding_bits: 4
+kv_cache: {dtype: float32, granularity: per_tensor}
+calibration:
+  images: [screens, /data/one.png]
+  prompts: [What is it?]
+  text: prose.txt
+  tokens: 100
+thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25}
+tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
+"""
+    recipe = load(tmp_path, text)
+    tiling = recipe.tiling
+    assert tiling is not None
+    assert replace(recipe, tiling=None) == ExportRecipe(
+        ("ort-cpu",),
+        "fp32",
+        512,
+        64,
+        2,
+        True,
+        DecoderWeights("gptq", 64, True),
+        4,
+        4,
+        KvCache("float32", "per_tensor"),
+        Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100),
+        Thresholds(0.5, 1.0, 0.25),
+    )
+    base = TilingSpec("single", 384, ((1, 1),), "always", fit="crop")
+    assert tiling.apply(base) == TilingSpec("llava_next", 384, ((1, 2), (2, 1)), "never", 0.2, "crop")
+    partly = load(tmp_path, "tiling: {alpha: 0}").tiling
+    assert partly is not None
+    assert partly.apply(base) == replace(base, alpha=0.0)
+
+
+def test_prompts_may_be_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    assert load(tmp_path, "calibration: {prompts: q.txt}").calibration.prompts == str(tmp_path / "q.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("chunk_sise: 3", "recipe.yaml: unknown key 'chunk_sise'", "did you mean 'chunk_size'?"),
+        ("kv_cache: {dtyp: int8}", "recipe.yaml.kv_cache: unknown key 'dtyp'", "did you mean 'dtype'?"),
+        ("targets: [ort-gpu]", "recipe.yaml: unknown target 'ort-gpu'", "did you mean ort-cpu?"),
+        ("targets: []", "recipe.yaml: targets [] must be", ""),
+        ("targets: [ort-cpu, ort-cpu]", "each once", ""),
+        ("targets: ort-cpu", "expected a list", ""),
+        ("precision: fp16", "'fp16' is none of 'paper', 'fp32'", ""),
+        ("chunk_size: 0", "chunk_size is 0, not between 1 and", ""),
+        ("chunk_size: 1.5", "expected int", ""),
+        ("chunk_size: true", "expected int", ""),
+        ("chunk_size: '128'", "expected int", ""),
+        ("max_seq_len: 100", "chunk_size 128 is above max_seq_len 100", ""),
+        ("max_seq_len: 99999999999", "max_seq_len", ""),
+        ("vision_batch: -1", "vision_batch is -1", ""),
+        ("lm_head_bits: 5", "5 is none of 8, 4", ""),
+        ("decoder_weights: {block_size: 33}", "block_size is 33", "take 16"),
+        ("thresholds: {top1: 1.5}", "thresholds.top1 is 1.5", ""),
+        ("thresholds: {logits_kl: .nan}", "not a finite number", ""),
+        ("tiling: {grids: [[0, 1]]}", "a side of tiling.grids is 0", ""),
+        ("tiling: {grids: [[1, 1], [1, 1]]}", "each once", ""),
+        ("tiling: {grids: []}", "1 to 1000", ""),
+        ("chunk_size: 1\nchunk_size: 2", "line 2", ""),
+        ("a: [", "not valid YAML", ""),
+        ("!!python/object/apply:os.system [id]", "not valid YAML", ""),
+        ("- 1", "expected an object", ""),
+        ("[" * 100_000, "not valid YAML", ""),
+        ("#" * 1_100_000, "larger than", ""),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text)
+    assert message in caught.value.message
+    assert "recipe.yaml" in caught.value.message
+    assert hint in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "export_configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_recipes_of_the_repository_are_valid_and_open_with_their_commands(path: Path) -> None:
+    recipe = load_recipe(path)
+    opening = path.read_text().partition("\n\n")[0]
+    assert f"-c export_configs/{path.name}" in opening
+    assert path.name.split(".")[-2] in recipe.targets
+
+
+def test_a_registry_imports_on_first_use_and_names_the_nearest() -> None:
+    registry = Registry("thing", {"module": "json.tool", "attribute": "fractions:Fraction", "broken": "no.such.module"})
+    assert registry.names() == ("module", "attribute", "broken")
+    assert registry.load("attribute")(1, 2) == 0.5
+    assert registry.load("module").__name__ == "json.tool"
+    with pytest.raises(UsageError, match=r"unknown thing 'modul' \(did you mean module\?\)"):
+        registry.load("modul")
+    with pytest.raises(RecipeError, match=r"known: module, attribute, broken"):
+        registry.load("zzz", RecipeError)
+    with pytest.raises(ModuleNotFoundError):
+        registry.load("broken")

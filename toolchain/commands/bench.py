@@ -1,0 +1,175 @@
+"""`pocketvlm bench`"""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from pocketvlm.errors import UsageError
+from pocketvlm.runtime.encoding import EncodedImage
+from pocketvlm.runtime.image import load_image
+from pocketvlm.runtime.metrics import Metrics
+from pocketvlm.runtime.session import VlmSession
+from pocketvlm.toolchain.commands.output import print_json, print_line, print_table
+
+Format = Literal["json", "markdown", "table"]
+
+_WORDS = ("screen", "button", "battery", "alarm", "message", "network", "total", "train", "seat", "menu", "photo", "list")
+_MEASURED = (
+    "load_ms",
+    "vision_ms",
+    "tiles",
+    "image_tokens",
+    "prompt_tokens",
+    "new_tokens",
+    "ttft_ms",
+    "prefill_tok_s",
+    "decode_tok_s",
+    "overhead_ms_per_token",
+    "peak_rss_mb",
+)
+_MARK = 16
+_EXCLUDED = "load_ms and one run that warms up are not part of the other figures"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for."""
+
+    prompt_tokens: int
+    new_tokens: int
+    repetitions: int
+    threads: int | None
+    image: str | None
+
+
+def bench(
+    bundle: Path, image: Path | None, prompt_tokens: int, new_tokens: int, repetitions: int, threads: int | None, form: Format
+) -> None:
+    """Measure and print median and standard deviation of every figure.
+
+    Cases: "text", a prompt without image; and with an image "image cold", the picture coming with the question, and
+    "image encoded", the question coming when the picture has been encoded. No run may profit from an earlier one: every
+    prompt begins with another number, and every picture differs in one corner.
+
+    Raises:
+        PocketVLMError: see `VlmSession`.
+    """
+    settings = Settings(prompt_tokens, new_tokens, repetitions, threads, image.name if image else None)
+    with VlmSession.open(bundle, threads=threads) as session:
+        asked = _Questions(session, new_tokens)
+        asked.fit(prompt_tokens)
+        cases: dict[str, Callable[[], Metrics]] = {"text": lambda: asked.ask(None)}
+        if image is not None:
+            pictures = _Pictures(load_image(image, session.manifest.image), image)
+            cases = {
+                "image cold": lambda: asked.ask(session.encode(pictures.next())),
+                "image encoded": lambda: asked.ask(_finished(session.encode(pictures.next()))),
+            }
+        results = {}
+        for name, measure in cases.items():
+            measure()
+            results[name] = [measure() for _ in range(repetitions)]
+        model, variant = session.manifest.model.name, session.variant.name
+    _print(form, model, variant, settings, {name: summarise(runs) for name, runs in results.items()})
+
+
+def summarise(runs: list[Metrics]) -> dict[str, dict[str, float]]:
+    """Median and sample standard deviation of every figure that the system tells."""
+    found = {}
+    for name in _MEASURED:
+        values = [float(getattr(run, name)) for run in runs if getattr(run, name) is not None]
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            found[name] = {"median": statistics.median(values), "sd": deviation}
+    return found
+
+
+class _Questions:
+    """Asks for long enough answers to prompts of a wanted length."""
+
+    def __init__(self, session: VlmSession, new_tokens: int) -> None:
+        self._session = session
+        self._new_tokens = new_tokens
+        self._words = 1
+        self._asked = 0
+
+    def fit(self, wanted: int) -> None:
+        """Find how many words give a text prompt of about `wanted` positions."""
+        many = 2 * len(_WORDS)
+        few_tokens, many_tokens = self._measure(1), self._measure(1 + many)
+        per_word = (many_tokens - few_tokens) / many
+        if wanted < few_tokens:
+            raise UsageError(
+                f"--prompt-tokens {wanted} is too short", f"the shortest prompt of this model has {few_tokens} tokens"
+            )
+        self._words = 1 + round((wanted - few_tokens) / per_word)
+
+    def ask(self, image: EncodedImage | None) -> Metrics:
+        """One question that no earlier one begins like; reads the answer to its end."""
+        return self._answer(self._words, image, self._new_tokens)
+
+    def _measure(self, words: int) -> int:
+        return self._answer(words, None, 1).prompt_tokens
+
+    def _answer(self, words: int, image: EncodedImage | None, new_tokens: int) -> Metrics:
+        self._asked += 1
+        text = " ".join([str(self._asked), *(_WORDS[(self._asked + n) % len(_WORDS)] for n in range(words - 1))])
+        shown = [] if image is None else [{"type": "image", "image": image}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
+        stream = self._session.chat(messages, max_new_tokens=new_tokens, temperature=0.0)
+        for _ in stream:
+            pass
+        return stream.metrics
+
+
+class _Pictures:
+    """Files of the same picture, each with a corner of another grey, so that none is in a cache."""
+
+    def __init__(self, picture: Image.Image, path: Path) -> None:
+        self._picture = picture
+        self._jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        self._made = 0
+
+    def next(self) -> bytes:
+        """The next picture as the bytes of a PNG or JPEG file."""
+        self._made += 1
+        picture = self._picture.copy()
+        level = (37 * self._made) % 256
+        picture.paste((level, level, level), (0, 0, min(_MARK, picture.width), min(_MARK, picture.height)))
+        content = io.BytesIO()
+        picture.save(content, "JPEG" if self._jpeg else "PNG", **({"quality": 95} if self._jpeg else {}))
+        return content.getvalue()
+
+
+def _finished(image: EncodedImage) -> EncodedImage:
+    image.wait()
+    return image
+
+
+def _print(form: Format, model: str, variant: str, settings: Settings, results: dict[str, dict[str, dict[str, float]]]) -> None:
+    if form == "json":
+        print_json({"model": model, "variant": variant, "settings": asdict(settings), "note": _EXCLUDED, "results": results})
+        return
+    names = [name for name in _MEASURED if any(name in figures for figures in results.values())]
+    rows = [[name, *(_cell(figures.get(name)) for figures in results.values())] for name in names]
+    threads = f"{settings.threads} threads" if settings.threads else "the engine's threads"
+    title = f"{model}, {variant}, {threads}: median ± sd of {settings.repetitions} runs"
+    if form == "table":
+        print_table(title, ["", *results], rows)
+        print_line(_EXCLUDED)
+        return
+    print_line(f"{title}\n\n| | {' | '.join(results)} |\n|---|{'---:|' * len(results)}")
+    for row in rows:
+        print_line(f"| {' | '.join(row)} |")
+    print_line(f"\n{_EXCLUDED}")
+
+
+def _cell(figure: dict[str, float] | None) -> str:
+    return "" if figure is None else f"{figure['median']:.4g} ± {figure['sd']:.2g}"
