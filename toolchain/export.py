@@ -98,7 +98,8 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     progress.estimate(expected.ram_bytes, expected.disk_bytes, expected.seconds)
     with BundleWriter(output, expected.disk_bytes) as writer:
         writer.copy(checkpoint.path("tokenizer.json"), prepared.tokenizer.file)
-        data, scales, blocks, spec = _calibrate(prepared, recipe, progress, writer)
+        spec = prepared.spec
+        data, scales, blocks = _calibrate(prepared, recipe, progress)
         progress.stage("lower", 4 * len(recipe.targets))
         variants = []
         for target in recipe.targets:
@@ -108,6 +109,9 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
         progress.stage("verify", len(variants))
         quality = {}
         model = EagerModel(spec, prepared.weights)
+        newline = model.newline()
+        if newline is not None:
+            writer.write(spec.image_tokens.newline, newline.numpy().astype("<f4").tobytes())
         for variant in variants:
             root = writer.path("placeholder").parent
             samples = data.conversations[:_VERIFY_SAMPLES]
@@ -196,8 +200,8 @@ def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec,
 
 
 def _calibrate(
-    prepared: Prepared, recipe: ExportRecipe, progress: Progress, writer: BundleWriter
-) -> tuple[CalibrationData, KvScales | None, dict[str, BlockWeights], ModelSpec]:
+    prepared: Prepared, recipe: ExportRecipe, progress: Progress
+) -> tuple[CalibrationData, KvScales | None, dict[str, BlockWeights]]:
     """Embed the calibration data, find the cache's scales through the chunked loop, quantize the decoder."""
     spec = prepared.spec
     if prepared.estimate.keep_weights:
@@ -207,12 +211,8 @@ def _calibrate(
     images, prompts = _images(recipe), _prompts(recipe)
     progress.stage("calibrate", max(len(images), len(prompts)))
     data = _data(prepared, model, images, prompts, recipe)
-    newline = model.newline()
-    if newline is not None:
-        writer.write("newline.f32", newline.numpy().astype("<f4").tobytes())
-        spec = replace(spec, image_tokens=replace(spec.image_tokens, newline="newline.f32"))
     if recipe.precision == "fp32":
-        return data, None, {}, spec
+        return data, None, {}
     for conversation in data.conversations:
         model.prefill(conversation.embeddings[:, : prepared.capacity], EagerCache(), recipe.chunk_size)
         progress.advance(1)
@@ -233,7 +233,7 @@ def _calibrate(
             symmetric=recipe.decoder_weights.symmetric,
             advance=progress.advance,
         )
-    return data, scales, blocks, spec
+    return data, scales, blocks
 
 
 def _data(

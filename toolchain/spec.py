@@ -6,7 +6,7 @@ nothing else. Tensors are known by canonical names (`vision.layers.0.q.weight`);
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime.manifest import ImageSpec, ImageTokensSpec, TilingSpec
@@ -130,7 +130,6 @@ class ModelSpec:
     Attributes:
         image_token: text of the special token that images replace.
         stop_tokens: ids that end an answer.
-        newline: whether the model has a learned embedding that follows each row of the picture.
     """
 
     architecture: str
@@ -141,8 +140,12 @@ class ModelSpec:
     image: ImageSpec
     image_tokens: ImageTokensSpec
     image_token: str
-    stop_tokens: tuple[int, ...] = field(default=())
-    newline: bool = False
+    stop_tokens: tuple[int, ...]
+
+    @property
+    def newline(self) -> bool:
+        """Whether the model has a learned embedding that follows each row of the picture."""
+        return bool(self.image_tokens.newline)
 
 
 def check_spec(spec: ModelSpec) -> None:

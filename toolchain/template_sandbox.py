@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -53,7 +53,7 @@ class SandboxedTemplate:
     Args:
         template: jinja2 source.
         variables: further names for the template: bos_token, eos_token, ...
-        time_limit_s: for all renderings together, compilation included.
+        time_limit_s: for the child's part of all renderings together, compilation included.
         output_limit: characters of one rendering.
 
     Raises:
@@ -65,7 +65,6 @@ class SandboxedTemplate:
         if len(template) > MAX_TEMPLATE_CHARACTERS:
             raise TemplateError(f"the chat template is longer than {MAX_TEMPLATE_CHARACTERS} characters", _HINT)
         self._time_limit_s = time_limit_s
-        self._answer_limit = 0
         self._output_limit = output_limit
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path)],
@@ -78,10 +77,10 @@ class SandboxedTemplate:
             bufsize=0,
         )
         try:
-            self._deadline = time.monotonic() + START_LIMIT_S
+            self._left_s = START_LIMIT_S
             if self._read(100) != {"ready": True}:
                 raise EnvironmentFault("the process that runs chat templates did not start", "try again with more memory")
-            self._deadline = time.monotonic() + time_limit_s
+            self._left_s = time_limit_s
             self._ask(
                 {"template": template, "variables": dict(variables), "output_limit": output_limit, "time_limit_s": time_limit_s}
             )
@@ -121,16 +120,19 @@ class SandboxedTemplate:
     def _read(self, limit: int) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = bytearray()
-        while not line.endswith(b"\n"):
-            left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                raise TemplateError(f"the chat template does not finish within {self._time_limit_s:g} s", _HINT)
-            block = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not block:
-                self._fail_dead()
-            line += block
-            if len(line) > limit:
-                raise TemplateError(f"the chat template writes more than {self._output_limit} characters", _HINT)
+        deadline = time.monotonic() + self._left_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TemplateError(f"the chat template does not finish within {self._time_limit_s:g} s", _HINT)
+                block = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not block:
+                    self._fail_dead()
+                line += block
+                if len(line) > limit:
+                    raise TemplateError(f"the chat template writes more than {self._output_limit} characters", _HINT)
+        self._left_s = deadline - time.monotonic()
         answer: dict[str, Any] = json.loads(line)
         return answer
 

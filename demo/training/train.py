@@ -147,7 +147,7 @@ def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
     parameters = [*model.language_model.parameters(), model.image_newline]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05, betas=(0.9, 0.98))
     report = Reporter("decoder", arguments)
-    for step, share in schedule(arguments, optimizer, 1.2e-3):
+    for step, share in schedule(arguments, optimizer, arguments.rate or 1.2e-3):
         grid = pick_grid(rng, share)
         count = {1: 20, 2: 16, 4: 10, 6: 7, 8: 5}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid, draw=False) for _ in range(count)]
@@ -174,9 +174,9 @@ def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.02, betas=(0.9, 0.98))
     report = Reporter("vision", arguments)
     pool: list[tuple[np.ndarray, Tensor]] = []
-    for step, _ in schedule(arguments, optimizer, 1.2e-3):
+    for step, _ in schedule(arguments, optimizer, arguments.rate or 1.2e-3):
         while len(pool) < 120:
-            for _ in range(8):
+            for _ in range(16):
                 pixels, drawn = make_dense_tile(rng)
                 pool.append((pixels, torch.from_numpy(drawn).view(-1, SLOTS)))
             grid = rng.choice(EASY_TO_HARD)
@@ -200,7 +200,7 @@ def train_joint(model: DemoModel, arguments: argparse.Namespace) -> None:
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
     report = Reporter("joint", arguments)
-    for step, share in schedule(arguments, optimizer, arguments.rate):
+    for step, share in schedule(arguments, optimizer, arguments.rate or 6e-4):
         grid = pick_grid(rng, 1.0 if arguments.again else share, 0.5)
         count = max(4, 24 // (grid[0] * grid[1]))
         screens = [make_screen(rng, grid) for _ in range(count)]
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rate", type=float, default=6e-4, help="peak learning rate of the joint stage")
+    parser.add_argument("--rate", type=float, help="peak learning rate (default: 1.2e-3, joint 6e-4)")
     parser.add_argument("--again", action="store_true", help="go on from what this stage has saved")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -21,7 +21,6 @@ import psutil
 import pytest
 from packaging.specifiers import SpecifierSet
 from PIL import Image
-from rich.console import Console
 
 from pocketvlm import errors
 from pocketvlm.toolchain.cli import main
@@ -29,6 +28,7 @@ from pocketvlm.toolchain.commands import chat as chat_module
 from pocketvlm.toolchain.commands import doctor as doctor_module
 from pocketvlm.toolchain.commands import run as run_module
 from pocketvlm.toolchain.commands.bench import summarise
+from pocketvlm.toolchain.console import Console
 from pocketvlm.toolchain.progress import Progress, RichProgress, SilentProgress
 
 BundleAt = Callable[..., Path]
@@ -253,8 +253,10 @@ def test_every_exception_becomes_a_line_and_a_code(
     assert detailed.json["error"]["message"]
 
 
-def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt) -> None:
-    with process("run", bundle_at(chain=REPLY), "w5") as running:
+@pytest.mark.parametrize("arguments", [["run", "BUNDLE", "w5"], ["inspect", "BUNDLE"], ["list", "--json"], ["list", "--help"]])
+def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt, arguments: Sequence[str]) -> None:
+    bundle = str(bundle_at(chain=REPLY))
+    with process(*(bundle if item == "BUNDLE" else item for item in arguments)) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         running.stdout.close()

@@ -203,6 +203,12 @@ FAMILIES = {
         "<image_placeholder>",
         form="strings",
     ),
+    "a line break before the first of several images": Family(
+        "{% for m in messages %}{{ m.role }}:\n{% for part in m.content %}"
+        "{% if part.type == 'text' %}{{ part.text }}{% else %}"
+        "{{ '\n' if loop.first or m.content[loop.index0 - 1].type == 'text' }}<image>{% endif %}{% endfor %}\n{% endfor %}",
+        "user:\n\n<image>What?",
+    ),
     "qwen3": Family(
         "{%- set last = namespace(question=0) -%}"
         "{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set last.question = loop.index0 -%}{%- endif -%}{%- endfor -%}"

@@ -152,19 +152,28 @@ def test_stream_of_any_tokens_equals_decode_and_the_library(kind: str, seed: int
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.binary(max_size=12) | st.text(max_size=6).map(str.encode), words=st.booleans())
-@example(b"\xe2\x82\xac\xe2", False)
-@example(b"\x80", True)
-@example(b"\xf0\x9f\x8e", True)
-@example(b"\xe0\x80\x80", False)
-def test_bytes_of_a_byte_fallback_tokenizer_decode_as_python_does(data: bytes, words: bool) -> None:
+@given(data=st.binary(max_size=12) | st.text(max_size=6).map(str.encode), before=st.booleans(), after=st.booleans())
+@example(b"\xe2\x82\xac\xe2", False, False)
+@example(b"\x80", False, True)
+@example(b"\xf0\x9f\x8e", True, True)
+@example(b"\xe0\x80\x80", False, False)
+def test_bytes_of_a_byte_fallback_tokenizer_decode_as_python_does(data: bytes, before: bool, after: bool) -> None:
     tokenizer = reader("byte_fallback")
     word = library("byte_fallback").encode("the").ids
     ids = [library("byte_fallback").token_to_id(BYTES[value]) for value in data]
-    ids = [*word, *ids, *word] if words else ids
-    text = data.decode(errors="replace")
-    wanted = f"the{text} the" if words else text.removeprefix(" ")
+    ids = word * before + ids + word * after
+    wanted = (" the" * before + data.decode(errors="replace") + " the" * after).removeprefix(" ")
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids) == wanted
+
+
+def test_a_token_without_text_does_not_make_the_next_one_the_first() -> None:
+    names = ["a", "~", "\u2581b"]
+    backend = tokenizers.Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.Replace("~", ""), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for ids in ([0, 1, 2], [1, 2, 2], [0, 1, 1, 2, 1, 2]):
+        assert "".join(stream(Tokenizer(backend), ids)) == backend.decode(ids)
 
 
 def test_every_character_comes_as_soon_as_it_is_whole() -> None:

@@ -22,6 +22,8 @@ from pocketvlm.toolchain.architectures import configs, names
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.spec import ConnectorSpec, ModelSpec
 
+_NEWLINE = "newline.f32"
+
 
 @dataclass(frozen=True, slots=True)
 class _Projector:
@@ -88,10 +90,10 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
             cols=connector.merged_side,
             arrangement=tokens.arrangement,
             thumbnail_first=tokens.thumbnail_first,
+            newline=_NEWLINE if tokens.newline else "",
         ),
         image_token=checkpoint.token_text(configs.image_token_id(config)),
         stop_tokens=configs.stop_tokens(checkpoint, text),
-        newline=tokens.newline,
     )
 
 

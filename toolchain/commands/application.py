@@ -39,7 +39,11 @@ def run_command(arguments: Sequence[str]) -> int:
         ReaderGoneError: stdout or stderr was closed.
         PocketVLMError, or what typer raises for wrong usage: the command failed.
     """
-    return app(args=list(arguments), prog_name="pocketvlm", standalone_mode=False) or 0
+    try:
+        return app(args=list(arguments), prog_name="pocketvlm", standalone_mode=False) or 0
+    except SystemExit as error:
+        # Typer's own answer to a closed pipe, when it prints help; no command exits this way.
+        raise ReaderGoneError from error
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

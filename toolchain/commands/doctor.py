@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.filesize import decimal
 
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.commands.output import megabytes, print_json, print_pairs, print_table
+from pocketvlm.toolchain.commands.output import print_json, print_pairs, print_table
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
@@ -138,9 +139,9 @@ def _print(found: dict[str, Any], packages: list[Package]) -> None:
             ("int8 features", ", ".join(cpu["flags"]) or "none known"),
             (
                 "memory",
-                f"{megabytes(found['memory']['available_bytes'])} of {megabytes(found['memory']['total_bytes'])} available",
+                f"{decimal(found['memory']['available_bytes'])} of {decimal(found['memory']['total_bytes'])} available",
             ),
-            ("disk", f"{megabytes(found['disk']['free_bytes'])} free here"),
+            ("disk", f"{decimal(found['disk']['free_bytes'])} free here"),
             ("targets", ", ".join(found["targets"])),
         ]
     )

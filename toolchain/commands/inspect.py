@@ -7,11 +7,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import MANIFEST_NAME, ImageTokensSpec, TilingSpec, VariantSpec, to_json
 from pocketvlm.runtime.tiling import plan_tiles
-from pocketvlm.toolchain.commands.output import megabytes, print_json, print_line, print_pairs, print_table
+from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
 _SIZE = re.compile(r"([0-9]{1,7})[xX]([0-9]{1,7})\Z")
 
@@ -91,7 +93,7 @@ def _print_bundle(found: dict[str, Any]) -> None:
             ("model", f"{model['name']} ({model['architecture']}), {model['parameters'] / 1e6:.1f}M parameters"),
             ("licence", model["licence"]),
             ("source", model["source"]),
-            ("bundle", f"{megabytes(found['bytes'])}, written by PocketVLM {found['pocketvlm']}"),
+            ("bundle", f"{decimal(found['bytes'])}, written by PocketVLM {found['pocketvlm']}"),
             ("tiling", _tiling_line(found["tiling"], found["image_tokens"])),
             ("prompt", "; ".join(f"{sort}: {text!r}" for sort, text in found["prompt"]["start"].items())),
             ("generation prompt", "; ".join(f"{role}: {text!r}" for role, text in found["prompt"]["generation"].items())),
@@ -100,11 +102,11 @@ def _print_bundle(found: dict[str, Any]) -> None:
     for variant in found["variants"]:
         cache = variant["kv_cache"]
         print_table(
-            f"\n{variant['name']}: {variant['precision']}, {megabytes(variant['bytes'])}, engine {variant['engine']}, "
+            f"\n{variant['name']}: {variant['precision']}, {decimal(variant['bytes'])}, engine {variant['engine']}, "
             f"{variant['vision_batch']} tiles a batch, {cache['dtype']} cache of {cache['capacity']} positions",
             ("stage", "file", "size", "kernels"),
             [
-                (name, stage["file"], megabytes(stage["bytes"]), ", ".join(f"{k} {n}" for k, n in stage["kernels"].items()))
+                (name, stage["file"], decimal(stage["bytes"]), ", ".join(f"{k} {n}" for k, n in stage["kernels"].items()))
                 for name, stage in variant["stages"].items()
             ],
         )
@@ -166,7 +168,7 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
             ("tiling", _tiling_line(to_json(spec.tiling), to_json(spec.image_tokens))),
             (
                 "plain export",
-                f"a bundle of about {megabytes(expected.disk_bytes)}, with {megabytes(expected.ram_bytes)} of memory "
+                f"a bundle of about {decimal(expected.disk_bytes)}, with {decimal(expected.ram_bytes)} of memory "
                 f"in {expected.seconds:.0f} s",
             ),
         ]

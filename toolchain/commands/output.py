@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from pocketvlm.toolchain.console import Console
 
 
 def print_json(value: Any) -> None:
@@ -32,19 +33,16 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A titled table; every column after the first is aligned right."""
+    """A titled table; columns of numbers are aligned right."""
+    cells = [[str(value) for value in row] for row in rows]
     print_line(title)
     table = Table(box=box.SIMPLE_HEAD)
     for number, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str(value)) for value in row))
+        numeric = all(row[number][:1].isdigit() or not row[number] for row in cells)
+        table.add_column(escape(name), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*map(escape, row))
     _print(table)
-
-
-def megabytes(count: int) -> str:
-    """Bytes as "12.3 MB"."""
-    return f"{count / 1e6:.1f} MB"
 
 
 def _print(table: Table) -> None:
