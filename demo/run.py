@@ -15,16 +15,19 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from schedule import draw_schedule
 
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.metrics import Metrics
 from pocketvlm.runtime.trace import Trace
+from schedule import draw_schedule
 
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 BUNDLE = BUILD / "demo-bundle"
 SCREENS = HERE / "screens"
+COLUMNS = (
+    "screenshot", "tiles", "image tokens", "vision ms", "ttft ms cold", "ttft ms encoded", "prefill tok/s", "decode tok/s"
+)  # fmt: skip
 
 
 def main() -> int:
@@ -38,7 +41,7 @@ def main() -> int:
         return finished.returncode
     console.rule("2. questions about phone screenshots")
     trace = Trace()
-    table = Table("screenshot", "tiles", "image tokens", "vision ms", "ttft ms cold", "ttft ms encoded", "prefill tok/s", "decode tok/s")
+    table = Table(*COLUMNS)
     right = asked = 0
     questions = json.loads((SCREENS / "questions.json").read_text(encoding="utf-8"))
     with VlmSession.open(BUNDLE, trace=trace) as session:

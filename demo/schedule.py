@@ -39,7 +39,7 @@ def draw_schedule(trace: dict[str, Any], path: Path) -> None:
     tiles = sum(item["args"].get("tiles", 0) for item in vision if item["name"] == "patch_embed")
     hidden = _overlap(vision)
     whole = (end_of_vision - start) / 1000
-    top.set_title(f"image encoding: {tiles} tiles in {whole:.0f} ms; {hidden:.1f} ms of patch embedding hidden behind vision blocks")
+    top.set_title(f"image encoding: {tiles} tiles in {whole:.0f} ms; {hidden:.1f} ms of patch embedding behind vision blocks")
     _lanes(bottom, window, start, ["vision_encoder", "prefill", "decode"])
     bottom.set_title("the whole answer: encode, prefill in chunks, decode")
     bottom.set_xlabel("ms since the image was picked up")
@@ -67,7 +67,7 @@ def _busiest(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _lanes(axes: Any, events: list[dict[str, Any]], start: float, lanes: list[str]) -> None:
     for row, name in enumerate(lanes):
-        label, color = STAGES[name]
+        color = STAGES[name][1]
         for item in events:
             if item["name"] != name:
                 continue
@@ -82,9 +82,8 @@ def _lanes(axes: Any, events: list[dict[str, Any]], start: float, lanes: list[st
 
 def _overlap(events: list[dict[str, Any]]) -> float:
     """Milliseconds in which patch embedding and vision blocks ran at the same time."""
-    spans = {name: [(e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == name] for name in ("patch_embed", "vision_encoder")}
-    total = 0.0
-    for a, b in spans["patch_embed"]:
-        for c, d in spans["vision_encoder"]:
-            total += max(0.0, min(b, d) - max(a, c))
-    return total / 1000
+    embedding, blocks = (
+        [(item["ts"], item["ts"] + item["dur"]) for item in events if item["name"] == name]
+        for name in ("patch_embed", "vision_encoder")
+    )
+    return sum(max(0.0, min(b, d) - max(a, c)) for a, b in embedding for c, d in blocks) / 1000

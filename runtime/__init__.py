@@ -1,10 +1,10 @@
 """Opens a phone bundle and answers. Needs numpy, pillow, tokenizers and onnxruntime; never torch.
 
-    with VlmSession.open("demo-bundle") as session:
-        image = session.encode("screenshot.png")
-        for piece in session.chat([{"role": "user", "content": [{"type": "image", "image": image},
-                                                                 {"type": "text", "text": "What time is it?"}]}]):
-            print(piece, end="", flush=True)
+with VlmSession.open("demo-bundle") as session:
+    image = session.encode("screenshot.png")
+    for piece in session.chat([{"role": "user", "content": [{"type": "image", "image": image},
+                                                             {"type": "text", "text": "What time is it?"}]}]):
+        print(piece, end="", flush=True)
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def decode(kind: Any, value: Any, where: str, error: type[PocketVLMError], *, ig
         if not isinstance(value, dict):
             raise error(f"{where}: expected an object, found {_show(value)}")
         return {
-            key: decode(arguments[1], item, f"{where}.{key}", error, ignore_unknown=ignore_unknown) for key, item in value.items()
+            key: decode(arguments[1], item, f"{where}.{key}", error, ignore_unknown=ignore_unknown)
+            for key, item in value.items()
         }
     return _decode_scalar(kind, value, where, error)
 

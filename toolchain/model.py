@@ -58,8 +58,9 @@ class EagerModel:
     def decode(self, embeddings: Tensor, cache: EagerCache, *, all_positions: bool = False) -> Tensor:
         """Embeddings [1, L, H] -> logits [1, V] of the last position (or [1, L, V]); `cache` grows by L."""
         self._ops.attach_cache(self.spec.decoder, cache)
-        logits = self._decoder.decode(self._ops, self.spec.decoder, embeddings, all_positions=all_positions)
-        return logits  # type: ignore[no-any-return]
+        return self._decoder.decode(  # type: ignore[no-any-return]
+            self._ops, self.spec.decoder, embeddings, all_positions=all_positions
+        )
 
     def prefill(self, embeddings: Tensor, cache: EagerCache, chunk_size: int) -> Tensor:
         """The chunked loop of the runtime: embeddings [1, L, H] -> logits [1, V] of the last position."""

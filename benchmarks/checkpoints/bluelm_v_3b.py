@@ -57,7 +57,10 @@ def shapes() -> dict[str, tuple[int, ...]]:
     key = TEXT["num_key_value_heads"] * TEXT["head_dim"]
     found |= {"multi_modal_projector.linear_1.weight": (hidden, 4 * width), "multi_modal_projector.linear_1.bias": (hidden,)}
     found |= {"multi_modal_projector.linear_2.weight": (hidden, hidden), "multi_modal_projector.linear_2.bias": (hidden,)}
-    found |= {"language_model.model.embed_tokens.weight": (TEXT["vocab_size"], hidden), "language_model.model.norm.weight": (hidden,)}
+    found |= {
+        "language_model.model.embed_tokens.weight": (TEXT["vocab_size"], hidden),
+        "language_model.model.norm.weight": (hidden,),
+    }
     for index in range(TEXT["num_hidden_layers"]):
         prefix = f"language_model.model.layers.{index}"
         attention = {"q": (hidden, hidden), "k": (key, hidden), "v": (key, hidden), "o": (hidden, hidden)}

@@ -102,9 +102,8 @@ def build(out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     SiglipImageProcessor(size={"height": 224, "width": 224}).save_pretrained(out)
-    print(
-        f"wrote {out}: {sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters, image token {image_token} = {image_id}"
-    )
+    count = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{out}: {count / 1e6:.0f}M parameters, image token {image_token} = {image_id}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+
 from screens import make_screen
 from train import EASY_TO_HARD
 

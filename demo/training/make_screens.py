@@ -1,6 +1,6 @@
 """Draw the demo's screenshots and their questions, from a seed that training does not use.
 
-    python make_screens.py demo/screens
+python make_screens.py demo/screens
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write trained weights as an ordinary Hugging Face checkpoint directory.
 
-    python package.py build/demo-training/joint.safetensors demo/model
+python package.py build/demo-training/joint.safetensors demo/model
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ UNSEEN_KEYS = tuple(
     "Terminal Carriage Passenger Duration Baggage Reference Quantity Address Country Meeting Homework Temperature "
     "Gloria Martin Oscar Sophie Walter".split()
 )
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 TITLES = tuple(
     "Settings|Receipt|Messages|My list|Ticket|Options|Network|Sound|Display|Wallet|Orders|Trip|Market|Cafe Luna|"
     "Corner Shop|Team chat|Boarding pass|Profile|General|Security|Storage|Notes|Tasks|Menu|Bus ticket|Concert|"
@@ -126,7 +127,7 @@ def _value(rng: random.Random) -> str:
     if kind == 4:
         return f"{rng.randrange(100)}.{rng.randrange(100):02d}"
     if kind == 5:
-        return f"{rng.randrange(1, 32)} {rng.choice(['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'])}"
+        return f"{rng.randrange(1, 32)} {rng.choice(MONTHS)}"
     if kind == 6:
         return "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ0123456789") for _ in range(rng.randrange(2, 6)))
     if kind == 7:
@@ -241,7 +242,8 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     margin = rng.randrange(3, 14 if cols > 1 else 8)
     top = float(rng.randrange(1, 10))
     if rng.random() < 0.65:
-        clock = f"{rng.randrange(24):02d}:{rng.randrange(60):02d}" if rng.random() < 0.7 else f"{rng.randrange(1, 10)}:{rng.randrange(60):02d}"
+        hour, minute = rng.randrange(24), rng.randrange(60)
+        clock = f"{hour:02d}:{minute:02d}" if rng.random() < 0.7 else f"{1 + hour % 9}:{minute:02d}"
         layout.texts.append(_Text(margin, top, clock, _font(name, size), ink))
         layout.questions.append(Question("time", "What time is it?", clock))
         status = clock

@@ -231,7 +231,8 @@ class Reporter:
         if step % 50 == 49:
             elapsed = time.time() - self.start
             means = "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in self.sums.items())
-            print(f"{self.stage} {elapsed / 60:.1f} min  step {step + 1}  {grid or ''}  {means}  {self.seen / elapsed:.1f} samples/s", flush=True)
+            rate = f"{self.seen / elapsed:.1f} samples/s"
+            print(f"{self.stage} {elapsed / 60:.1f} min  step {step + 1}  {grid or ''}  {means}  {rate}", flush=True)
             self.sums.clear()
 
 

@@ -46,9 +46,7 @@ def test_bundle_answers_as_transformers(case: dict[str, object], photograph: Pat
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=prompt, images=Image.open(photograph), return_tensors="pt")
     with torch.inference_mode():
-        output = model.generate(
-            **inputs, max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True
-        )
+        output = model.generate(**inputs, max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True)
     generated = output.sequences[0, inputs["input_ids"].shape[1] :].tolist()
     best = torch.stack(output.logits)[:, 0].topk(2).values
     # Pixels may differ by 1/255 (PIL and torchvision round differently); the seeds were chosen to have no near ties.
@@ -89,7 +87,9 @@ def test_eager_equals_transformers(case: dict[str, object], tmp_path: Path) -> N
         stacked = features if isinstance(features, torch.Tensor) else torch.stack(list(features))
         torch.testing.assert_close(eager.encode_tiles(pixels), stacked.reshape(3, -1, 64), rtol=1e-4, atol=1e-4)
         cache = EagerCache()
-        parts = [eager.decode(eager.embed(part), cache, all_positions=True) for part in (ids[0, :41].tolist(), [ids[0, 41].item()])]
+        parts = [
+            eager.decode(eager.embed(part), cache, all_positions=True) for part in (ids[0, :41].tolist(), [ids[0, 41].item()])
+        ]
         parts.append(eager.decode(eager.embed(ids[0, 42:].tolist()), cache, all_positions=True))
         torch.testing.assert_close(torch.cat(parts, 1), reference, rtol=1e-4, atol=1e-4)
 

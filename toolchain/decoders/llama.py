@@ -27,7 +27,7 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
     heads = int(normal.num_attention_heads)
     hidden = int(normal.hidden_size)
     kv_heads = int(getattr(full, "num_key_value_heads", None) or heads)
-    if not heads or hidden % heads and not getattr(full, "head_dim", None):
+    if not heads or (hidden % heads and not getattr(full, "head_dim", None)):
         raise CheckpointError(f"config.json: {heads} heads do not divide the hidden size {hidden}")
     return DecoderSpec(
         kind="llama",
