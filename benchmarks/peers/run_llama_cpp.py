@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import sys
@@ -36,10 +37,11 @@ class LlamaCpp:
 
     def prefill(self, tokens: list[int]) -> int:
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), False)
-        values = (self._library.llama_token * len(tokens))(*tokens)
+        token = self._library.llama_token
+        values = (token * len(tokens))(*tokens)
         for start in range(0, len(tokens), self._batch):
             count = min(self._batch, len(tokens) - start)
-            part = ctypes.cast(ctypes.byref(values, start * ctypes.sizeof(self._library.llama_token)), type(values))
+            part = (token * count).from_buffer(values, start * ctypes.sizeof(token))
             # A batch of this kind asks for the logits of its last position only.
             self._decode(self._library.llama_batch_get_one(part, count))
         return self._sample()
