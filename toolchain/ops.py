@@ -19,6 +19,9 @@ class Ops(Protocol[V]):
     def linear(self, x: V, name: str, *, bias: bool) -> V:
         """x [..., in] @ weight [out, in] transposed, plus bias [out]."""
 
+    def linears(self, x: V, names: Sequence[str], *, bias: bool) -> list[V]:
+        """Several linear layers on the same input; a backend may fuse them."""
+
     def patch_convolution(self, pixels: V, name: str, *, stride: int, bias: bool) -> V:
         """Pixels [B, 3, S, S] -> patches [B, (S / stride)**2, D], row by row."""
 
@@ -60,9 +63,6 @@ class DecoderOps(Ops[V], Protocol[V]):
 
     def embedding(self, token_ids: V, name: str) -> V:
         """Token ids [1, L] -> rows of the table [1, L, H]."""
-
-    def linears(self, x: V, names: Sequence[str], *, bias: bool) -> list[V]:
-        """Several linear layers on the same input; a backend may fuse them."""
 
     def cached_attention(self, query: V, key: V, value: V, *, layer: int) -> V:
         """Rotary positions, cache update and causal attention of one layer.

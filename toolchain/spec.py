@@ -44,6 +44,7 @@ class VisionSpec:
 
     @property
     def patches_per_side(self) -> int:
+        """Patches along one side of a tile."""
         return self.image_size // self.patch_size
 
     @property
@@ -58,6 +59,7 @@ class VisionSpec:
 
     @property
     def feature_size(self) -> int:
+        """Size of a feature that leaves the tower."""
         return self.hidden_size * len(self.feature_layers)
 
 
@@ -121,6 +123,11 @@ class DecoderSpec:
     attention_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
+
+    @property
+    def output_projection(self) -> str:
+        """Canonical name of the layer that gives the logits: the embedding table itself when tied."""
+        return "decoder.embed" if self.tie_embeddings else "decoder.lm_head"
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,9 @@ class QualityReport:
     probes: dict[str, list[float]]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values. Figures are rounded: their last digits depend on the number of threads."""
+        figures: dict[str, Any] = _rounded(asdict(self))
+        return figures
 
 
 def measure(
@@ -220,6 +222,12 @@ def _quality(reference: NDArray[np.float32], got: NDArray[np.float32]) -> StageQ
     signal = float((a**2).sum())
     cosine = float(a @ b / max(math.sqrt(signal) * float(np.linalg.norm(b)), 1e-30))
     return StageQuality(cosine, 10 * math.log10(signal / noise) if noise > 0 and signal > 0 else 999.0)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def verify_bundle(path: Path) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from screens import SLOTS, TOKENS_PER_SIDE, Question, Screen, make_dense_tile, m
 from vocabulary import ASSISTANT, BOS, CHARACTERS, END, FIRST_CHARACTER, PAD, USER, encode
 
 PREFIX = 2  # <s><|user|>, then the image
+DENSE_TILES = 10
 CHARACTER_COUNT = len(CHARACTERS) - 1  # the newline is never drawn
 
 
@@ -202,18 +203,22 @@ def train_joint(model: DemoModel, arguments: argparse.Namespace) -> None:
     report = Reporter("joint", arguments)
     for step, share in schedule(arguments, optimizer, arguments.rate or 6e-4):
         grid = pick_grid(rng, 1.0 if arguments.again else share, 0.5)
-        count = max(4, 24 // (grid[0] * grid[1]))
+        count = {1: 12, 2: 8, 4: 5, 6: 4, 8: 3}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid) for _ in range(count)]
         ids, mask = stack_text(rng, screens, 260)
-        pixels = normalise(np.concatenate([tiles_of(screen) for screen in screens]))
-        tokens = model.encode_tiles(pixels).unflatten(0, (count, -1))
+        dense = [make_dense_tile(rng) for _ in range(DENSE_TILES)]
+        tiles = np.concatenate([*(tiles_of(screen) for screen in screens), np.stack([pixels for pixels, _ in dense])])
+        encoded = model.encode_tiles(normalise(tiles))
+        tokens = encoded[:-DENSE_TILES].unflatten(0, (count, -1))
         logits = model.answer_logits(model.arrange(tokens, grid), ids, PREFIX)
         answers, right = answer_loss(logits, ids, mask)
         labels = tile_labels(screens, grid)
-        characters, accuracy = targets.loss(tokens[:, -labels.shape[1] :], labels)
-        update(optimizer, answers + 0.2 * characters)
+        reading = targets.loss(tokens[:, -labels.shape[1] :], labels)[0]
+        drawn = torch.from_numpy(np.stack([labels for _, labels in dense])).flatten(1, 2)
+        lesson, accuracy = targets.loss(encoded[-DENSE_TILES:], drawn)
+        update(optimizer, answers + 0.1 * reading + 0.2 * lesson)
         report(step, count, grid=grid, loss=answers, tokens=right, characters=accuracy)
-        if step % 200 == 199:
+        if step % 100 == 99:
             save(model, arguments.work / "joint.safetensors")
 
 

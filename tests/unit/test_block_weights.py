@@ -106,9 +106,11 @@ def test_per_channel_scales_belong_to_their_rows() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gather_reads_the_same_bytes_as_matmul(tmp_path: Path, bits: int) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gather_reads_the_same_bytes_as_matmul(tmp_path: Path, bits: int, symmetric: bool) -> None:
     table = random_weight(50, 96, seed=5)
-    blocks = round_to_nearest(table, bits, 32)
+    blocks = round_to_nearest(table, bits, 32, symmetric=symmetric)
+    assert blocks.symmetric == symmetric
     with TensorFile(tmp_path / "weights.data") as tensors:
         graph = GraphWriter("embed", tensors)
         scheme = Scheme("blocks", lambda name: blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import fnmatch
 import importlib
 import re
 import shlex
@@ -19,7 +20,6 @@ import pytest
 import torch
 import typer
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import (
     Aimv2VisionConfig,
     Aimv2VisionModel,
@@ -32,7 +32,7 @@ from transformers import (
 
 import pocketvlm
 from pocketvlm import errors
-from pocketvlm.runtime import VlmSession, manifest, tiling
+from pocketvlm.runtime import VlmSession, manifest, tiling, vision
 from pocketvlm.runtime.image import load_image, make_tiles
 from pocketvlm.runtime.manifest import TensorSpec, TilingSpec
 from pocketvlm.runtime.metrics import Metrics
@@ -50,8 +50,7 @@ from pocketvlm.toolchain.encoders import ENCODERS
 from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import DEFAULT_IMAGES
-from pocketvlm.toolchain.recipe import ExportRecipe
-from pocketvlm.toolchain.registry import Registry
+from pocketvlm.toolchain.recipe import ExportRecipe, TilingOverride
 from pocketvlm.toolchain.spec import VisionSpec
 from pocketvlm.toolchain.tiling import TILINGS
 from pocketvlm.toolchain.torch_ops import TorchOps
@@ -60,6 +59,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```[ \t]*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\[[^\]]*\]\(([^()\s]+)\)")
+COMMAND = re.compile(r"\s*(?:\$ )?(?:\S*/)?(pocketvlm [a-z][^#|>;\\]*)")
 REPOSITORY_PATH = re.compile(r"(?:toolchain|runtime|docs|tests|demo|benchmarks|export_configs|src)/[\w./-]*\Z")
 TABLES = {
     "architectures": ARCHITECTURES,
@@ -69,13 +69,20 @@ TABLES = {
     "encoders": ENCODERS,
     "tiling": TILINGS,
 }
+EXAMPLES = {
+    "toolchain/architectures/vipllava.py",
+    "toolchain/backends/ort_cpu_portable.py",
+    "toolchain/connectors/norm_mlp.py",
+    "toolchain/decoders/qwen2.py",
+    "toolchain/encoders/aimv2.py",
+    "toolchain/tiling/cover.py",
+}
 
 
 def documents() -> list[Path]:
     """Every Markdown file of the repository; what was built or installed is none of it."""
-    found = [*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")]
-    hidden = {path for path in found if any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)}
-    return sorted(set(found) - hidden)
+    found = {*ROOT.glob("*.md"), *ROOT.glob("*/**/*.md")}
+    return sorted(path for path in found if not re.search(r"(^|/)(\.|build/)", path.relative_to(ROOT).as_posix()))
 
 
 def text_of(name: str) -> str:
@@ -101,21 +108,52 @@ def links() -> Iterator[tuple[Path, str]]:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """(document, command line) of everything that a reader would type; recipes open with their commands, too."""
-    for path in [*documents(), *sorted((ROOT / "export_configs").glob("*.yaml"))]:
+    """(document, command line) of everything that a reader would type."""
+    for path in documents():
         text = path.read_text(encoding="utf-8")
         lines = [line for block in FENCE.finditer(text) for line in block[3].replace("\\\n", " ").splitlines()]
-        lines += SPAN.findall(FENCE.sub("", text))
-        if path.suffix == ".yaml":
-            lines = [
-                line.partition("pocketvlm ")[1] + line.partition("pocketvlm ")[2]
-                for line in text.splitlines()
-                if line.startswith("#")
-            ]
-        for line in lines:
-            match = re.match(r"\s*(?:\$ )?(?:\S*/)?(pocketvlm [a-z][^#|>;]*)", line)
-            if match:
-                yield str(path.relative_to(ROOT)), match[1].strip()
+        for line in [*lines, *SPAN.findall(FENCE.sub("", text))]:
+            if match := COMMAND.match(line):
+                yield path.name, match[1].strip()
+    for path in sorted((ROOT / "export_configs").glob("*.yaml")):
+        for line in re.findall(r"^#.*?(pocketvlm [a-z].*)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+            yield path.name, line
+
+
+def complaint(program: Any, line: str) -> str | None:
+    """Why the command line parser refuses `line`; None if it does not."""
+    name, *arguments = shlex.split(line)[1:]
+    if name not in program.commands:
+        return f"no command {name!r}"
+    command = program.commands[name]
+    if "[" in line:
+        # A synopsis: only its options' names can be checked.
+        known = {option for parameter in command.params for option in parameter.opts}
+        unknown = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)) - known
+        return f"no option {sorted(unknown)}" if unknown else None
+    if arguments:
+        try:
+            command.make_context(name, arguments)
+        except Exception as error:  # typer has a copy of click's exceptions of its own
+            return str(error)
+    return None
+
+
+def complete_blocks() -> list[tuple[str, str, str]]:
+    """(document, the file that the block would be or "", code) of every block that is marked as complete."""
+    found = []
+    for path in documents():
+        for block in FENCE.finditer(path.read_text(encoding="utf-8")):
+            language, _, rest = block[2].partition(" ")
+            if language == "python" and rest.split()[:1] == ["complete"]:
+                found.append((path.name, rest.removeprefix("complete").strip(), block[3]))
+    return found
+
+
+def table_rows(text: str, columns: int) -> list[tuple[str, ...]]:
+    """The first cells of every table row whose first cell is code, without their back quotes."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    return [tuple(cell.strip().strip("`") for cell in row[:columns]) for row in rows]
 
 
 def test_every_relative_link_resolves() -> None:
@@ -126,64 +164,56 @@ def test_every_relative_link_resolves() -> None:
         target = (path.parent / file).resolve() if file else path
         inside = target.is_relative_to(ROOT) and target.exists()
         if not inside or (anchor and anchor not in anchors(target)):
-            broken.append(f"{path.relative_to(ROOT)}: {link}")
+            broken.append(f"{path.name}: {link}")
     assert len(found) > 20
     assert not broken
 
 
 def test_every_document_is_in_the_index() -> None:
-    listed = {target.partition("#")[0] for path, target in links() if path == ROOT / "docs/README.md"}
+    listed = {target.partition("#")[0] for path, target in links() if path == ROOT / "docs" / "README.md"}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= listed
 
 
 def test_every_command_line_is_understood() -> None:
-    program: Any = typer.main.get_command(app)
+    program = typer.main.get_command(app)
     found = list(commands())
-    wrong = []
-    for document, line in found:
-        name, *arguments = shlex.split(line)[1:]
-        command = program.commands.get(name)
-        options = {option for item in (command.params if command else ()) for option in item.opts} | {"-h", "--help"}
-        if command is None:
-            wrong.append(f"{document}: {line}: no command {name}")
-        elif "[" in line:
-            # A synopsis: only its options' names can be checked.
-            unknown = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)) - options
-            wrong += [f"{document}: {line}: no option {option}" for option in sorted(unknown)]
-        elif arguments:
-            try:
-                command.make_context(name, arguments)
-            except Exception as error:  # typer has its own copy of click's exceptions
-                wrong.append(f"{document}: {line}: {error}")
     assert len(found) > 10
-    assert not wrong
+    assert not [f"{name}: {line}: {why}" for name, line in found if (why := complaint(program, line))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["pocketvlm exprot x -o y", "pocketvlm run b --imag f", "pocketvlm export x", "pocketvlm bench b --new-tokens many"],
+)
+def test_wrong_command_lines_would_be_found(line: str) -> None:
+    assert complaint(typer.main.get_command(app), line)
 
 
 def test_every_make_target_exists() -> None:
     known = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE))
-    named = {match for path in documents() for match in re.findall(r"`make ([a-z]+)`", path.read_text(encoding="utf-8"))}
+    named = {target for path in documents() for target in re.findall(r"`make ([a-z]+)`", path.read_text(encoding="utf-8"))}
     assert {"demo", "test"} <= named <= known
 
 
 def test_every_path_exists() -> None:
-    named = [(path, span) for path in documents() for span in SPAN.findall(prose(path)) if REPOSITORY_PATH.match(span)]
+    named = [(path.name, span) for path in documents() for span in SPAN.findall(prose(path)) if REPOSITORY_PATH.match(span)]
     assert len(named) > 20
-    assert not [f"{path.relative_to(ROOT)}: {span}" for path, span in named if not (ROOT / span).exists()]
+    assert not [f"{name}: {span}" for name, span in named if not (ROOT / span).exists()]
 
 
-def complete_blocks() -> list[tuple[str, str, str]]:
-    """(document, the file that the block would be, code) of every block that is marked as complete."""
-    found = []
-    for path in documents():
-        for block in FENCE.finditer(path.read_text(encoding="utf-8")):
-            language, _, rest = block[2].partition(" ")
-            if language == "python" and rest.split()[:1] == ["complete"]:
-                found.append((str(path.relative_to(ROOT)), rest.removeprefix("complete").strip(), block[3]))
-    return found
+def test_the_tree_names_every_module() -> None:
+    tree = next(block[3] for block in FENCE.finditer(text_of("docs/architecture.md")) if "toolchain/ " in block[3])
+    patterns = re.findall(r"[\w*]+\.py|\w+/", tree)
+    modules = [path for top in ("toolchain", "runtime") for path in (ROOT / top).iterdir()]
+    names = [path.name + "/" * path.is_dir() for path in modules if not path.name.startswith("__")]
+    names = [name for name in names if name.endswith((".py", "/"))]
+    assert len(names) > 40
+    assert not [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def test_complete_blocks_compile_and_import_what_exists() -> None:
     blocks = complete_blocks()
+    assert {file for _, file, _ in blocks if file} == EXAMPLES
     for document, file, code in blocks:
         for node in ast.walk(ast.parse(code, f"{document} {file}")):
             if isinstance(node, ast.Import):
@@ -194,35 +224,72 @@ def test_complete_blocks_compile_and_import_what_exists() -> None:
                 for name in node.names:
                     if not hasattr(module, name.name):
                         importlib.import_module(f"{node.module}.{name.name}")
-    assert {file for _, file, _ in blocks if file} == {
-        "toolchain/architectures/vipllava.py",
-        "toolchain/backends/ort_cpu_portable.py",
-        "toolchain/connectors/norm_mlp.py",
-        "toolchain/decoders/qwen2.py",
-        "toolchain/encoders/aimv2.py",
-        "toolchain/tiling/cover.py",
-    }
+
+
+def test_every_field_of_the_manifest_is_documented() -> None:
+    """In the one section whose heading names its record."""
+    sections = re.split(r"^#+ ", text_of("docs/bundle.md"), flags=re.MULTILINE)
+    records = [item for item in vars(manifest).values() if isinstance(item, type) and dataclasses.is_dataclass(item)]
+    assert manifest.Manifest in records
+    for record in records:
+        (section,) = [part for part in sections if f"`{record.__name__}`" in part.partition("\n")[0]]
+        documented = [row[0] for row in table_rows(section, 1)]
+        assert documented == [field.name for field in dataclasses.fields(record)], record.__name__
+
+
+def test_every_key_of_the_recipe_is_documented_with_its_default() -> None:
+    def defaults(record: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from defaults(value, f"{prefix}{field.name}.")
+            elif field.name != "tiling":
+                yield prefix + field.name, yaml(value)
+
+    def yaml(value: object) -> str:
+        if isinstance(value, tuple):
+            return f"[{', '.join(value)}]"
+        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+    documented = dict(table_rows(text_of("docs/quantization.md").partition("## The recipe")[2], 2))
+    overrides = {f"tiling.{field.name}": "the checkpoint's" for field in dataclasses.fields(TilingOverride)}
+    assert documented == {**dict(defaults(ExportRecipe())), **overrides}
+
+
+def test_every_error_is_documented() -> None:
+    kinds = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.PocketVLMError)]
+    own = {(item.__name__, str(item.exit_code), item.code) for item in kinds if item is not errors.PocketVLMError}
+    assert set(table_rows(text_of("docs/errors.md"), 3)) == own
+
+
+def test_every_span_and_figure_is_documented() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "runtime").glob("*.py")]
+    # The vision stages' spans are named by a variable.
+    spans = {name for source in sources for name in re.findall(r'\.span\("([^"]+)"', source)} | set(vision.STAGES)
+    text = text_of("docs/schedule.md").partition("## The trace")[2]
+    trace, _, metrics = text.partition("## The metrics")
+    assert {row[0] for row in table_rows(trace, 1)} == spans
+    assert [row[0] for row in table_rows(metrics, 1)] == [field.name for field in dataclasses.fields(Metrics)]
+
+
+def test_changelog_has_this_version() -> None:
+    assert re.search(rf"^## {re.escape(pocketvlm.__version__)}\b", text_of("CHANGELOG.md"), re.MULTILINE)
 
 
 @pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
-    """CONTRIBUTING.md's modules, entered in the tables by the lines that stand there; by name in the table."""
-    text = text_of("CONTRIBUTING.md")
-    modules = {}
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enters CONTRIBUTING.md's modules in the tables, by the lines that stand there."""
+    places = re.findall(r'^"([\w-]+)": "(pocketvlm\.[\w.:]+)",$', text_of("CONTRIBUTING.md"), re.MULTILINE)
+    assert len(places) == len(EXAMPLES)
     for _, file, code in complete_blocks():
         if file:
             name = "pocketvlm." + file.removesuffix(".py").replace("/", ".")
             module = types.ModuleType(name)
             monkeypatch.setitem(sys.modules, name, module)
             exec(compile(code, file, "exec"), module.__dict__)
-            modules[name] = module
-    entered = {}
-    for name, place in re.findall(r'^"([\w-]+)": "(pocketvlm\.[\w.:]+)",$', text, re.MULTILINE):
-        table: Registry = TABLES[place.split(".")[2]]
-        monkeypatch.setitem(table._entries, name, place)
-        entered[name] = modules[place.partition(":")[0]]
-    assert len(entered) == len(modules)
-    return entered
+    for name, place in places:
+        assert place.partition(":")[0] in sys.modules
+        monkeypatch.setitem(TABLES[place.split(".")[2]]._entries, name, place)
 
 
 def fill(model: torch.nn.Module) -> None:
@@ -241,14 +308,16 @@ def save_vipllava(directory: Path) -> VipLlavaForConditionalGeneration:
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([AddedToken("<image>", normalized=False)])
-    vision = CLIPVisionConfig(
+    vision_config = CLIPVisionConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=48, image_size=28, patch_size=14
     )
-    text = Qwen2Config(
+    text_config = Qwen2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
         vocab_size=len(words), max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=2,
     )  # fmt: skip
-    config = VipLlavaConfig(vision_config=vision, text_config=text, image_token_index=3, vision_feature_layer=[-2, 1])
+    config = VipLlavaConfig(
+        vision_config=vision_config, text_config=text_config, image_token_index=3, vision_feature_layer=[-2, 1]
+    )
     model = VipLlavaForConditionalGeneration(config).eval()
     fill(model)
     model.generation_config.eos_token_id = 1
@@ -262,16 +331,18 @@ def save_vipllava(directory: Path) -> VipLlavaForConditionalGeneration:
     return model
 
 
-def test_contributed_model_answers_as_transformers(examples: dict[str, types.ModuleType], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("examples")
+def test_contributed_model_answers_as_transformers(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = save_vipllava(tmp_path / "checkpoint")
     recipe = ExportRecipe(targets=("ort-cpu-portable",), precision="fp32", max_seq_len=128)
     with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
         export_checkpoint(checkpoint, tmp_path / "bundle", recipe, SilentProgress())
-    messages = [{"role": "user", "content": [{"type": "image", "image": DEFAULT_IMAGES[0]}, {"type": "text", "text": "w7 w9"}]}]
+    content = [{"type": "image", "image": DEFAULT_IMAGES[0]}, {"type": "text", "text": "w7 w9"}]
+    messages = [{"role": "user", "content": content}]
     with VlmSession.open(tmp_path / "bundle", threads=1) as session:
         stream = session.chat(messages, max_new_tokens=12)
-        answer = "".join(stream)
+        text = "".join(stream)
         tokens, plan, found = list(stream.token_ids), stream.tile_plans[0], session.manifest
     assert found.model.architecture == "vipllava"
     assert found.variants[0].engine_options == {"mlas.disable_kleidiai": "1"}
@@ -281,18 +352,19 @@ def test_contributed_model_answers_as_transformers(examples: dict[str, types.Mod
     prompt = PromptBuilder(found.prompt, tokenizer, found.tokenizer.add_special_tokens).encode(messages)
     ids = [token for part in prompt.parts for token in ([3] * plan.image_tokens if isinstance(part, ImageSlot) else part)]
     with torch.inference_mode():
+        mask = torch.ones(1, len(ids), dtype=torch.int64)
         output = model.generate(
-            input_ids=torch.tensor([ids]), pixel_values=pixels, attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
-            max_new_tokens=12, do_sample=False,
-        )  # fmt: skip
+            input_ids=torch.tensor([ids]), pixel_values=pixels, attention_mask=mask, max_new_tokens=12, do_sample=False
+        )
     expected = output[0, len(ids) :].tolist()
     expected = expected[: expected.index(1)] if 1 in expected else expected
     assert len(set(expected)) > 3
     assert tokens == expected
-    assert answer == tokenizer.decode(expected)
+    assert text == tokenizer.decode(expected)
 
 
-def test_contributed_encoder_gives_the_features_of_transformers(examples: dict[str, types.ModuleType], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("examples")
+def test_contributed_encoder_gives_the_features_of_transformers(tmp_path: Path) -> None:
     config = Aimv2VisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14,
         use_head=False,
@@ -328,94 +400,22 @@ def test_contributed_encoder_gives_the_features_of_transformers(examples: dict[s
 
 def canonical_aimv2(name: str) -> str:
     """Tensor name in transformers' Aimv2VisionModel -> canonical name."""
-    name = name.removeprefix("vision_model.").replace("encoder.", "")
-    top = {
-        "embeddings.patch_embed": "patch", "embeddings.rms_norm": "patch_norm", "rms_norm": "final_norm",
-        "rms_norm1": "norm1", "rms_norm2": "norm2", "attention.q_proj": "q", "attention.k_proj": "k",
-        "attention.v_proj": "v", "attention.out_proj": "o", "ffn.gate_proj": "gate", "ffn.up_proj": "up",
-        "ffn.down_proj": "down",
+    parts = {
+        "embeddings.position_embedding.weight": "position", "embeddings.patch_embed": "patch",
+        "embeddings.rms_norm": "patch_norm", "rms_norm1": "norm1", "rms_norm2": "norm2", "rms_norm": "final_norm",
+        "attention.q_proj": "q", "attention.k_proj": "k", "attention.v_proj": "v", "attention.out_proj": "o",
+        "ffn.gate_proj": "gate", "ffn.up_proj": "up", "ffn.down_proj": "down", "vision_model.": "", "encoder.": "",
     }  # fmt: skip
-    if name == "embeddings.position_embedding.weight":
-        return "vision.position"
-    layer, rest = re.match(r"(layers\.\d+\.)?(.+)", name).groups()  # type: ignore[union-attr]
-    part, _, kind = rest.rpartition(".")
-    return f"vision.{layer or ''}{top[part]}.{kind}"
+    for theirs, ours in parts.items():
+        name = name.replace(theirs, ours)
+    return f"vision.{name}"
 
 
-def test_contributed_rule_picks_the_smallest_grid_that_holds_the_image(examples: dict[str, types.ModuleType]) -> None:
-    (code,) = [
-        block[3] for block in FENCE.finditer(text_of("CONTRIBUTING.md")) if block[2] == "python inside runtime/tiling.py"
-    ]
+@pytest.mark.usefixtures("examples")
+def test_contributed_rule_picks_the_smallest_grid_that_holds_the_image() -> None:
+    blocks = {block[2]: block[3] for block in FENCE.finditer(text_of("CONTRIBUTING.md"))}
     names = dict(vars(tiling))
-    exec(compile(code, "runtime/tiling.py", "exec"), names)
+    exec(compile(blocks["python inside runtime/tiling.py"], "runtime/tiling.py", "exec"), names)
     spec: TilingSpec = TILINGS.load("cover")(384, [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)])
-    sizes = {(384, 384): (1, 1), (385, 10): (2, 1), (10, 768): (1, 2), (700, 700): (2, 2), (769, 1): (3, 3), (5000, 9): (3, 3)}
-    assert {size: names["_cover"](*size, spec) for size in sizes} == sizes
-
-
-def records(module: types.ModuleType) -> list[type]:
-    return [item for item in vars(module).values() if isinstance(item, type) and dataclasses.is_dataclass(item)]
-
-
-def test_every_field_of_the_manifest_is_documented() -> None:
-    """Under a heading that names its record."""
-    sections = {part.partition("\n")[0]: part for part in re.split(r"^#+ ", text_of("docs/bundle.md"), flags=re.MULTILINE)}
-    for record in records(manifest):
-        (section,) = [body for title, body in sections.items() if f"`{record.__name__}`" in title]
-        rows = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
-        assert rows == {field.name for field in dataclasses.fields(record)}, record.__name__
-
-
-def test_every_field_of_the_recipe_is_documented_with_its_default() -> None:
-    text = text_of("docs/quantization.md")
-    table = dict(re.findall(r"^\| `([\w.]+)` \| `?([^|`]*?)`? \|", text, re.MULTILINE))
-
-    def expected(value: Any, prefix: str) -> dict[str, str]:
-        found = {}
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if dataclasses.is_dataclass(item):
-                found |= expected(item, f"{prefix}{field.name}.")
-            else:
-                found[prefix + field.name] = shown(item)
-        return found
-
-    def shown(item: object) -> str:
-        if isinstance(item, tuple):
-            return f"[{', '.join(item)}]"
-        return (
-            {None: "none", True: "true", False: "false"}.get(item, str(item))
-            if not isinstance(item, int | float) or isinstance(item, bool)
-            else str(item)
-        )
-
-    assert {name: default for name, default in table.items() if not name.startswith("tiling.")} == {
-        name: default for name, default in expected(ExportRecipe(), "").items() if name != "tiling"
-    }
-
-
-def test_every_error_is_documented() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| `(\w+)` \|", text_of("docs/errors.md"), re.MULTILINE)
-    kinds = [item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.PocketVLMError)]
-    own = {(item.__name__, str(item.exit_code), item.code) for item in kinds if item is not errors.PocketVLMError}
-    assert set(rows) == own
-
-
-def test_every_span_and_figure_is_documented() -> None:
-    text = text_of("docs/schedule.md")
-    spans = {
-        name for path in (ROOT / "runtime").glob("*.py") for name in re.findall(r'\.span\("([^"]+)"', path.read_text("utf-8"))
-    }
-    figures = {field.name for field in dataclasses.fields(Metrics)}
-    rows = set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE))
-    # The three vision stages and the names below come from a variable.
-    assert spans | {"patch_embed", "vision_encoder", "connector"} <= rows
-    assert figures <= set(SPAN.findall(text))
-
-
-def test_changelog_has_this_version() -> None:
-    assert re.search(rf"^## {re.escape(pocketvlm.__version__)}\b", text_of("CHANGELOG.md"), re.MULTILINE)
-
-
-def test_weights_of_examples_are_tensors(examples: dict[str, types.ModuleType]) -> None:
-    assert isinstance(torch.zeros(1), Tensor)
+    wanted = {(384, 384): (1, 1), (385, 10): (2, 1), (10, 768): (1, 2), (700, 700): (2, 2), (5000, 9): (3, 3)}
+    assert {size: names["_cover"](*size, spec) for size in wanted} == wanted

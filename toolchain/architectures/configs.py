@@ -67,7 +67,7 @@ def decoder_spec(config: Mapping[str, Any], whole: Mapping[str, Any], tensor_nam
     Raises:
         CheckpointError: an unknown decoder or a bad value.
     """
-    decoder: DecoderSpec = DECODERS.load(str(config.get("model_type", ""))).read(config)
+    decoder: DecoderSpec = DECODERS.load(str(config.get("model_type", "")), CheckpointError).read(config)
     stored = any(name.endswith("lm_head.weight") for name in tensor_names)
     tied = decoder.tie_embeddings or bool(whole.get("tie_word_embeddings", False)) or not stored
     return replace(decoder, tie_embeddings=tied)

@@ -17,7 +17,6 @@ from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import OrtOps, Scheme
 from pocketvlm.toolchain.backends.ort_profile import kernels_of
-from pocketvlm.toolchain.decoders.llama import lm_head
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
@@ -130,8 +129,8 @@ class OrtCpu:
             return Scheme("blocks", lambda name: round_to_nearest(job.weights(f"{name}.weight"), bits, block))
 
         head = eight_or_four(recipe.lm_head_bits)
-        tied = lm_head(job.spec.decoder) == "decoder.embed"
-        return Scheme("blocks", body), head, head if tied else eight_or_four(recipe.embedding_bits)
+        table = head if job.spec.decoder.tie_embeddings else eight_or_four(recipe.embedding_bits)
+        return Scheme("blocks", body), head, table
 
     def _save(
         self, job: LowerJob, graph: GraphWriter, data: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]

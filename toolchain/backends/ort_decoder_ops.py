@@ -62,7 +62,7 @@ class OrtDecoderOps(OrtOps):
         flat = self.graph.node("Reshape", [codes, self.graph.integers(table.codes.shape[0], -1)])
         return self.graph.node(
             "GatherBlockQuantized",
-            [flat, token_ids, scales, zeros],
+            [flat, token_ids, scales, *zeros],
             domain=MICROSOFT,
             bits=table.bits,
             block_size=table.block_size,
@@ -72,14 +72,12 @@ class OrtDecoderOps(OrtOps):
 
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         # The output projection has a scheme of its own; tied, it is the embedding table.
-        self.scheme = self._head if name in ("decoder.lm_head", "decoder.embed") else self._body
+        self.scheme = self._head if name == self._decoder.output_projection else self._body
         return super().linear(x, name, bias=bias)
 
     def linears(self, x: str, names: Sequence[str], *, bias: bool) -> list[str]:
         self.scheme = self._body
-        fused = self._fused_linear(x, names, bias=bias)
-        sizes = self.graph.integers(*(self.weights(f"{name}.weight").shape[0] for name in names))
-        return self.graph.nodes("Split", [fused, sizes], len(names), axis=-1)
+        return super().linears(x, names, bias=bias)
 
     def last_position(self, x: str) -> str:
         last = self.graph.node("Gather", [x, self.graph.constant(np.array(-1, np.int64))], axis=1)

@@ -44,6 +44,11 @@ class OrtOps:
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         return self._fused_linear(x, [name], bias=bias)
 
+    def linears(self, x: str, names: Sequence[str], *, bias: bool) -> list[str]:
+        fused = self._fused_linear(x, names, bias=bias)
+        sizes = self.graph.integers(*(self.weights(f"{name}.weight").shape[0] for name in names))
+        return self.graph.nodes("Split", [fused, sizes], len(names), axis=-1)
+
     def _fused_linear(self, x: str, names: Sequence[str], *, bias: bool) -> str:
         offset = self._bias(names) if bias else None
         if self.scheme.kind == "dynamic_int8":
@@ -74,7 +79,9 @@ class OrtOps:
         assert self.scheme.quantize is not None
         weights = concatenate([self.scheme.quantize(name) for name in names])
         codes, scales, zeros = self.block_initializers("+".join(names), weights)
-        inputs = [x, codes, scales, zeros] + (["", offset] if offset else [])
+        inputs = [x, codes, scales, *zeros]
+        if offset:
+            inputs += [""] * (5 - len(inputs)) + [offset]
         return self.graph.node(
             "MatMulNBits",
             inputs,
@@ -86,15 +93,19 @@ class OrtOps:
             accuracy_level=4,
         )
 
-    def block_initializers(self, label: str, weights: BlockWeights) -> tuple[str, str, str]:
-        """Names of the codes, scales and zero points of a block-quantized matrix, written once per external file."""
-        names = (f"{label}.codes", f"{label}.scales", f"{label}.zeros")
-        if all(self.graph.shared_weight(name) for name in names):
-            return names
-        self.graph.weight(names[0], weights.packed())
-        self.graph.weight(names[1], weights.scales)
-        self.graph.weight(names[2], weights.packed_zeros())
-        return names
+    def block_initializers(self, label: str, weights: BlockWeights) -> tuple[str, str, list[str]]:
+        """Names of the codes, the scales and (unless symmetric: none) the zero points of a block-quantized matrix.
+
+        Written once per external file.
+        """
+        codes, scales = f"{label}.codes", f"{label}.scales"
+        zeros = [] if weights.symmetric else [f"{label}.zeros"]
+        if not all(self.graph.shared_weight(name) for name in (codes, scales, *zeros)):
+            self.graph.weight(codes, weights.packed())
+            self.graph.weight(scales, weights.scales)
+            for name in zeros:
+                self.graph.weight(name, weights.packed_zeros())
+        return codes, scales, zeros
 
     def patch_convolution(self, pixels: str, name: str, *, stride: int, bias: bool) -> str:
         kernel = self._float_weight(f"{name}.weight")

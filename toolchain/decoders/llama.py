@@ -113,9 +113,4 @@ def decode(ops: DecoderOps[V], spec: DecoderSpec, embeddings: V, *, all_position
     if not all_positions:
         x = ops.last_position(x)
     normed = ops.rms_norm(x, "decoder.norm", eps=spec.norm_eps)
-    return ops.linear(normed, lm_head(spec), bias=False)
-
-
-def lm_head(spec: DecoderSpec) -> str:
-    """Canonical name of the output projection: the embedding table itself when tied."""
-    return "decoder.embed" if spec.tie_embeddings else "decoder.lm_head"
+    return ops.linear(normed, spec.output_projection, bias=False)

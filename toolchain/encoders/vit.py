@@ -32,7 +32,7 @@ def block(ops: Ops[V], spec: VisionSpec, x: V, index: int) -> V:
     """One block: x [B, L, D] -> [B, L, D]."""
     prefix = f"vision.layers.{index}"
     normed = ops.layer_norm(x, f"{prefix}.norm1", eps=spec.norm_eps)
-    query, key, value = (ops.linear(normed, f"{prefix}.{name}", bias=True) for name in ("q", "k", "v"))
+    query, key, value = ops.linears(normed, [f"{prefix}.{name}" for name in ("q", "k", "v")], bias=True)
     mixed = ops.attention(query, key, value, heads=spec.heads)
     x = ops.add(x, ops.linear(mixed, f"{prefix}.o", bias=True))
     normed = ops.layer_norm(x, f"{prefix}.norm2", eps=spec.norm_eps)

@@ -30,6 +30,11 @@ class BlockWeights:
     block_size: int
     inputs: int
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle code, which the kernels take for granted when none is given."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
+
     def dequantize(self) -> NDArray[np.float32]:
         """float32 [out, in]."""
         rows, blocks = self.scales.shape
