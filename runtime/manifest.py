@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pocketvlm.errors import BundleError
+from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.strict_json import decode
 
 SCHEMA_MAJOR = 1
@@ -21,7 +22,6 @@ SCHEMA_MINOR = 0
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
-TilingPolicy = Literal["relaxed_aspect", "llava_next", "internvl", "single"]
 Fit = Literal["pad", "stretch", "crop"]
 Thumbnail = Literal["never", "several_tiles", "always"]
 Arrangement = Literal["tile_by_tile", "picture_rows"]
@@ -40,7 +40,7 @@ class TilingSpec:
     """Which grid of tiles an image is cut into, as data.
 
     Attributes:
-        policy: name of the rule that picks the grid.
+        policy: name of the rule that picks the grid, from `grid_policies`.
         tile_size: side of a square tile, in pixels.
         grids: candidate grids as (columns, rows).
         thumbnail: whether the whole picture is added as one more tile.
@@ -49,7 +49,7 @@ class TilingSpec:
             cover and cropped at the centre.
     """
 
-    policy: TilingPolicy
+    policy: str
     tile_size: int
     grids: tuple[tuple[int, int], ...]
     thumbnail: Thumbnail
@@ -321,6 +321,9 @@ def _check(manifest: Manifest) -> None:
         if item.bytes < 0 or not re.fullmatch(r"[0-9a-f]{64}", item.sha256):
             raise BundleError(f"manifest.json: bad size or sha256 of {item.path!r}", "export the checkpoint again")
     tiling, tokens = manifest.tiling, manifest.image_tokens
+    if tiling.policy not in GRID_POLICIES:
+        known = ", ".join(sorted(GRID_POLICIES))
+        raise BundleError(f"manifest.json.tiling.policy: {tiling.policy!r} is none of {known}", "update PocketVLM")
     if not 1 <= tiling.tile_size <= 4096 or not tiling.grids or len(tiling.grids) > 1000:
         raise BundleError("manifest.json: tiling needs a tile_size of 1 to 4096 and 1 to 1000 grids")
     if any(not (1 <= cols <= 100 and 1 <= rows <= 100) for cols, rows in tiling.grids):

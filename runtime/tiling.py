@@ -14,14 +14,13 @@ All arithmetic is on integers and IEEE doubles, in a fixed order, so that anothe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pocketvlm.errors import BundleError, ImageError
+from pocketvlm.runtime.grid_policies import load_policy
 from pocketvlm.runtime.manifest import ImageTokensSpec, TilingSpec
 
 Grid = tuple[int, int]
@@ -69,7 +68,7 @@ def plan_tiles(width: int, height: int, tiling: TilingSpec, tokens: ImageTokensS
     """
     if width < 1 or height < 1:
         raise ImageError(f"an image of {width}x{height} pixels cannot be tiled", "both sides must be at least one pixel")
-    grid = _POLICIES[tiling.policy](width, height, tiling)
+    grid = load_policy(tiling.policy)(width, height, tiling)
     tiles = grid[0] * grid[1]
     thumbnail = tiling.thumbnail == "always" or (tiling.thumbnail == "several_tiles" and tiles > 1)
     return TilePlan(grid, tiles, thumbnail, _count_tokens(grid, thumbnail, tokens))
@@ -135,76 +134,3 @@ def _count_tokens(grid: Grid, thumbnail: bool, tokens: ImageTokensSpec) -> int:
     if tokens.arrangement == "tile_by_tile":
         return (cols * rows + int(thumbnail)) * per_tile
     return rows * tokens.rows * (cols * tokens.cols + int(bool(tokens.newline))) + int(thumbnail) * per_tile
-
-
-def _effective_pixels(width: int, height: int, grid: Grid, tile_size: int) -> int:
-    """Pixels of the image that survive when it is scaled, its ratio kept, to fit the grid: never more than it has.
-
-    The sides are truncated, as LLaVA-NeXT does: a line of 3000 x 1 pixels has none in any grid that scales it down.
-    """
-    full_width, full_height = grid[0] * tile_size, grid[1] * tile_size
-    scale = min(full_width / width, full_height / height)
-    return min(int(width * scale) * int(height * scale), width * height)
-
-
-def _relaxed_aspect(width: int, height: int, tiling: TilingSpec) -> Grid:
-    """Relaxed aspect ratio matching, BlueLM-V-3B (arXiv 2411.10640), section 3.2 and appendix.
-
-    From the largest grid down, a grid replaces the one held so far when it keeps clearly more effective pixels (more
-    than alpha, relatively), or nearly as many with less waste. Its waste then becomes the one to beat, and the most
-    effective pixels of any grid taken so far stay the measure of "nearly as many". Where no grid keeps any, the
-    smallest does.
-    """
-    chosen = min(tiling.grids, key=_tiles)
-    most_effective = 0
-    least_waste = 0
-    for grid in sorted(tiling.grids, key=_tiles, reverse=True):
-        effective = _effective_pixels(width, height, grid, tiling.tile_size)
-        waste = _tiles(grid) * tiling.tile_size**2 - effective
-        tolerance = tiling.alpha * most_effective
-        clearly_better = effective - most_effective > tolerance
-        as_good_and_smaller = most_effective - effective < tolerance and waste < least_waste
-        if clearly_better or as_good_and_smaller:
-            chosen, most_effective, least_waste = grid, max(effective, most_effective), waste
-    return chosen
-
-
-def _llava_next(width: int, height: int, tiling: TilingSpec) -> Grid:
-    """LLaVA-NeXT: the most effective pixels, then the least waste (`select_best_resolution` of transformers)."""
-
-    def merit(grid: Grid) -> tuple[int, int]:
-        effective = _effective_pixels(width, height, grid, tiling.tile_size)
-        return effective, effective - _tiles(grid) * tiling.tile_size**2
-
-    return max(tiling.grids, key=merit)
-
-
-def _internvl(width: int, height: int, tiling: TilingSpec) -> Grid:
-    """InternVL 1.5: the closest aspect ratio (`get_optimal_tiled_canvas` of transformers' GOT-OCR2 processor).
-
-    Of grids equally close, the last and largest one whose area is less than twice the image's.
-    """
-    chosen = tiling.grids[0]
-    closest = math.inf
-    for grid in sorted(tiling.grids, key=_tiles):
-        distance = abs(width / height - grid[0] / grid[1])
-        worth_it = width * height > 0.5 * tiling.tile_size**2 * _tiles(grid)
-        if distance < closest or (distance == closest and worth_it):
-            chosen, closest = grid, distance
-    return chosen
-
-
-def _single(width: int, height: int, tiling: TilingSpec) -> Grid:
-    return (1, 1)
-
-
-def _tiles(grid: Grid) -> int:
-    return grid[0] * grid[1]
-
-
-_POLICIES: dict[str, Callable[[int, int, TilingSpec], Grid]] = {
-    "relaxed_aspect": _relaxed_aspect,
-    "llava_next": _llava_next,
-    "internvl": _internvl,
-    "single": _single,
-}

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pocketvlm.errors import RecipeError
-from pocketvlm.runtime.manifest import Thumbnail, TilingPolicy, TilingSpec
+from pocketvlm.runtime.grid_policies import GRID_POLICIES
+from pocketvlm.runtime.manifest import Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain.backends import BACKENDS
 
@@ -76,7 +77,7 @@ class Thresholds:
 class TilingOverride:
     """Parts of the checkpoint's tiling to replace; None leaves one as it is."""
 
-    policy: TilingPolicy | None = None
+    policy: str | None = None
     grids: tuple[tuple[int, int], ...] | None = None
     thumbnail: Thumbnail | None = None
     alpha: float | None = None
@@ -140,6 +141,8 @@ class ExportRecipe:
 
     @staticmethod
     def _check_tiling(tiling: TilingOverride) -> None:
+        if tiling.policy is not None and tiling.policy not in GRID_POLICIES:
+            raise RecipeError(f"recipe: unknown tiling.policy {tiling.policy!r}", f"there are {', '.join(GRID_POLICIES)}")
         if tiling.grids is not None:
             if not 1 <= len(tiling.grids) <= 1000 or len(set(tiling.grids)) != len(tiling.grids):
                 raise RecipeError("recipe: tiling.grids must be 1 to 1000 grids, each once")

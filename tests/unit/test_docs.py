@@ -33,8 +33,9 @@ from transformers import (
 import pocketvlm
 from pocketvlm import errors
 from pocketvlm.runtime import VlmSession, manifest, tiling, vision
+from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.image import load_image, make_tiles
-from pocketvlm.runtime.manifest import TensorSpec, TilingSpec
+from pocketvlm.runtime.manifest import ImageTokensSpec, TensorSpec, TilingSpec
 from pocketvlm.runtime.metrics import Metrics
 from pocketvlm.runtime.prompt import ImageSlot, PromptBuilder
 from pocketvlm.runtime.tokenizer import Tokenizer as RuntimeTokenizer
@@ -52,7 +53,6 @@ from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import DEFAULT_IMAGES
 from pocketvlm.toolchain.recipe import ExportRecipe, TilingOverride
 from pocketvlm.toolchain.spec import VisionSpec
-from pocketvlm.toolchain.tiling import TILINGS
 from pocketvlm.toolchain.torch_ops import TorchOps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,6 @@ TABLES = {
     "connectors": CONNECTORS,
     "decoders": DECODERS,
     "encoders": ENCODERS,
-    "tiling": TILINGS,
 }
 EXAMPLES = {
     "toolchain/architectures/vipllava.py",
@@ -75,7 +74,7 @@ EXAMPLES = {
     "toolchain/connectors/norm_mlp.py",
     "toolchain/decoders/qwen2.py",
     "toolchain/encoders/aimv2.py",
-    "toolchain/tiling/cover.py",
+    "runtime/grid_policies/cover.py",
 }
 
 
@@ -289,7 +288,9 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile(code, file, "exec"), module.__dict__)
     for name, place in places:
         assert place.partition(":")[0] in sys.modules
-        monkeypatch.setitem(TABLES[place.split(".")[2]]._entries, name, place)
+        folder = place.split(".")[2]
+        table = GRID_POLICIES if folder == "grid_policies" else TABLES[folder]._entries
+        monkeypatch.setitem(table, name, place)
 
 
 def fill(model: torch.nn.Module) -> None:
@@ -413,9 +414,8 @@ def canonical_aimv2(name: str) -> str:
 
 @pytest.mark.usefixtures("examples")
 def test_contributed_rule_picks_the_smallest_grid_that_holds_the_image() -> None:
-    blocks = {block[2]: block[3] for block in FENCE.finditer(text_of("CONTRIBUTING.md"))}
-    names = dict(vars(tiling))
-    exec(compile(blocks["python inside runtime/tiling.py"], "runtime/tiling.py", "exec"), names)
-    spec: TilingSpec = TILINGS.load("cover")(384, [(1, 1), (2, 1), (1, 2), (2, 2), (3, 3)])
+    grids = ((1, 1), (2, 1), (1, 2), (2, 2), (3, 3))
+    spec = TilingSpec("cover", 384, grids, "several_tiles")
+    tokens = ImageTokensSpec(2, 2, "tile_by_tile")
     wanted = {(384, 384): (1, 1), (385, 10): (2, 1), (10, 768): (1, 2), (700, 700): (2, 2), (5000, 9): (3, 3)}
-    assert {size: names["_cover"](*size, spec) for size in wanted} == wanted
+    assert {size: tiling.plan_tiles(*size, spec, tokens).grid for size in wanted} == wanted

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pocketvlm.errors import CheckpointError
-from pocketvlm.runtime.manifest import Arrangement, ImageTokensSpec, Thumbnail, TilingPolicy, TilingSpec
+from pocketvlm.runtime.manifest import Arrangement, ImageTokensSpec, Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain.architectures import configs, names
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.spec import ConnectorSpec, ModelSpec
+from pocketvlm.toolchain.tiling import grids
 
 _NEWLINE = "newline.f32"
 
@@ -36,7 +37,7 @@ class _Projector:
 @dataclass(frozen=True, slots=True)
 class _Tiling:
     grids: tuple[tuple[int, int], ...]
-    policy: TilingPolicy = "relaxed_aspect"
+    policy: str = "relaxed_aspect"
     thumbnail: Thumbnail = "several_tiles"
     alpha: float = 0.1
 
@@ -76,13 +77,8 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
         vision=vision,
         connector=connector,
         decoder=decoder,
-        tiling=TilingSpec(
-            policy=tiling.policy,
-            tile_size=vision.image_size,
-            grids=tiling.grids,
-            thumbnail=tiling.thumbnail,
-            alpha=tiling.alpha,
-            fit="pad",
+        tiling=grids.checked(
+            TilingSpec(tiling.policy, vision.image_size, tiling.grids, tiling.thumbnail, tiling.alpha, fit="pad")
         ),
         image=configs.image_spec(configs.image_processor(checkpoint)),
         image_tokens=ImageTokensSpec(

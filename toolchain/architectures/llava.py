@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from pocketvlm.errors import CheckpointError
-from pocketvlm.runtime.manifest import Fit, ImageTokensSpec, TilingSpec
+from pocketvlm.runtime.manifest import Fit, ImageTokensSpec
 from pocketvlm.toolchain.architectures import configs, names
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.spec import ConnectorSpec, ModelSpec, VisionSpec
+from pocketvlm.toolchain.tiling import single
 
 
 def describe(checkpoint: Checkpoint) -> ModelSpec:
@@ -43,7 +44,7 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
         vision=vision,
         connector=connector,
         decoder=decoder,
-        tiling=TilingSpec("single", vision.image_size, ((1, 1),), "never", fit=_fit(settings, vision)),
+        tiling=single.tiling(vision.image_size, fit=_fit(settings, vision)),
         image=configs.image_spec(settings),
         image_tokens=tokens,
         image_token=checkpoint.token_text(configs.image_token_id(config)),

@@ -1,6 +1,6 @@
 """Tiling policies. One file each: `tiling(tile_size, ...) -> TilingSpec`, the candidates of a policy as data.
 
-The rule that picks a grid at run time stands in `pocketvlm.runtime.tiling`, under the same name.
+The rule that picks a grid at run time stands in `pocketvlm.runtime.grid_policies`, under the same name.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pocketvlm.errors import CheckpointError
+from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.manifest import TilingSpec
 
 MAX_TILE_SIZE = 4096
@@ -25,7 +26,7 @@ def checked(spec: TilingSpec) -> TilingSpec:
     """`spec` itself, if a runtime can use it.
 
     Raises:
-        CheckpointError: no candidate, a candidate twice, or a number out of range.
+        CheckpointError: an unknown policy, no candidate, a candidate twice, or a number out of range.
     """
     if not 1 <= spec.tile_size <= MAX_TILE_SIZE:
         raise CheckpointError(f"tiling: tile size {spec.tile_size} is not between 1 and {MAX_TILE_SIZE}")
@@ -36,6 +37,8 @@ def checked(spec: TilingSpec) -> TilingSpec:
             raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_SIDE}x{MAX_SIDE}")
     if len(set(spec.grids)) != len(spec.grids):
         raise CheckpointError("tiling: a candidate grid is listed twice")
+    if spec.policy not in GRID_POLICIES:
+        raise CheckpointError(f"tiling: unknown policy {spec.policy!r}", f"there are {', '.join(GRID_POLICIES)}")
     if not 0 < spec.alpha < 1:
         raise CheckpointError(f"tiling: alpha {spec.alpha} is not between 0 and 1", "BlueLM-V-3B uses 0.1")
     return spec
