@@ -188,6 +188,12 @@ def others_share(groups: Sequence[Mapping[str, Sequence[Sample]]]) -> float | No
     return statistics.median(known) if known else None
 
 
+def is_quiet(report: Mapping[str, Any]) -> bool:
+    """Whether other work took so little of the machine that a report's figures mean something; True where not known."""
+    share = report["others_share"]
+    return share is None or share <= BUSY_SHARE
+
+
 def prose() -> str:
     """English prose that every Python carries: the topics of `help()`, 500,000 characters."""
     topics: dict[str, str] = pydoc_data.topics.topics
@@ -271,7 +277,7 @@ def conditions(report: Mapping[str, Any]) -> str:
         "- settings: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["settings"].items()),
         *(f"- {line}" for line in report["excluded"]),
     ]
-    share = report["others_share"]
-    if share is not None and share > BUSY_SHARE:
+    if not is_quiet(report):
+        share = report["others_share"]
         lines.append(f"- **not quiet**: other work took {share:.0%} of the processors; these figures are not comparable")
     return "\n".join(lines)

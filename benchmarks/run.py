@@ -14,13 +14,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import host
 import peers
-from measure import MeasurementError, Summary, cell, table, to_json
+from measure import MeasurementError, Summary, cell, is_quiet, table, to_json
 
 from pocketvlm.errors import PocketVLMError
 
@@ -34,7 +34,7 @@ COMMON: dict[str, Any] = {
     "max_seq_len": 2048,
     "tiling": {"policy": "relaxed_aspect", "grids": [[2, 4]], "thumbnail": "always"},
     "thresholds": {"stage_cosine": -1.0, "logits_kl": 100.0, "top1": 0.0},
-    "calibration": {"tokens": 2048},
+    "calibration": {"tokens": 2048, "prompts": [host.QUESTION]},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "int8-cache": COMMON,
@@ -103,17 +103,12 @@ def export() -> None:
             raise MeasurementError(f"exporting {name}: exit status {finished.returncode}")
 
 
-def markdown(reached: Sequence[Goal], parts: Sequence[str]) -> str:
-    """The whole report as text."""
-    rows = [
-        [
-            goal.name,
-            f"{'>=' if goal.at_least else '<='} {goal.limit:g}",
-            cell(goal.measured),
-            "yes" if goal.reached else "**no**",
-        ]
-        for goal in reached
-    ]
+def markdown(reached: Sequence[Goal], quiet: bool, parts: Sequence[str]) -> str:
+    """The whole report as text; a machine that was not quiet has reached nothing."""
+    rows = []
+    for goal in reached:
+        verdict = "not quiet" if not quiet else "yes" if goal.reached else "**no**"
+        rows.append([goal.name, f"{'>=' if goal.at_least else '<='} {goal.limit:g}", cell(goal.measured), verdict])
     return "\n\n".join(["# Benchmarks", table(["goal", "wanted", "median ± sd (min)", "reached"], rows), *parts]) + "\n"
 
 
@@ -145,26 +140,18 @@ def main() -> None:
     except (MeasurementError, PocketVLMError) as error:
         raise SystemExit(f"error: {error}") from None
     found = goals(host_report, peer_report)
-    text = markdown(found, [*([peers.markdown(peer_report)] if peer_report else []), host.markdown(host_report)])
+    reports = [host_report] if peer_report is None else [peer_report, host_report]
+    quiet = all(is_quiet(report) for report in reports)
+    text = markdown(found, quiet, [*([peers.markdown(peer_report)] if peer_report else []), host.markdown(host_report)])
     results = {
-        "goals": [{**to_json(vars_of(goal))} for goal in found],
+        "quiet": quiet,
+        "goals": [{**asdict(goal), "reached": goal.reached} for goal in found],
         "peers": to_json(peer_report),
         "host": to_json(host_report),
     }
     (BENCH / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (BENCH / "results.md").write_text(text, encoding="utf-8")
     print(text, end="")
-
-
-def vars_of(goal: Goal) -> dict[str, Any]:
-    """A goal as a dictionary, with whether it was reached."""
-    return {
-        "name": goal.name,
-        "measured": goal.measured,
-        "limit": goal.limit,
-        "at_least": goal.at_least,
-        "reached": goal.reached,
-    }
 
 
 if __name__ == "__main__":

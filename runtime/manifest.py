@@ -21,6 +21,8 @@ SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+# An image is brought to the size of its grid, in memory, before it is cut.
+MAX_GRID_PIXELS = 1 << 28
 
 Fit = Literal["pad", "stretch", "crop"]
 Thumbnail = Literal["never", "several_tiles", "always"]
@@ -328,14 +330,47 @@ def _check(manifest: Manifest) -> None:
         raise BundleError("manifest.json: tiling needs a tile_size of 1 to 4096 and 1 to 1000 grids")
     if any(not (1 <= cols <= 100 and 1 <= rows <= 100) for cols, rows in tiling.grids):
         raise BundleError("manifest.json: tiling grids must lie between 1x1 and 100x100")
-    if tokens.rows < 1 or tokens.cols < 1 or any(deviation <= 0 for deviation in manifest.image.std):
-        raise BundleError("manifest.json: image tokens and image std must be positive")
+    if any(cols * rows * tiling.tile_size**2 > MAX_GRID_PIXELS for cols, rows in tiling.grids):
+        raise BundleError(f"manifest.json: a tiling grid has more than {MAX_GRID_PIXELS} pixels")
+    if not (1 <= tokens.rows <= 4096 and 1 <= tokens.cols <= 4096):
+        raise BundleError(f"manifest.json: {tokens.rows}x{tokens.cols} image tokens a tile, not between 1x1 and 4096x4096")
+    image, generation = manifest.image, manifest.generation
+    if any(deviation <= 0 for deviation in image.std) or image.max_pixels < 1:
+        raise BundleError("manifest.json: image std and max_pixels must be positive")
+    if not all(0 <= value <= 255 for value in image.background):
+        raise BundleError(f"manifest.json: image background {list(image.background)} is no colour of 0 to 255")
+    if (
+        generation.temperature < 0
+        or generation.top_k < 0
+        or not 0 < generation.top_p <= 1
+        or generation.repetition_penalty <= 0
+    ):
+        raise BundleError("manifest.json: a sampling default under generation is out of range")
     if not manifest.variants:
         raise BundleError("manifest.json holds no variant", "export the checkpoint again")
     for variant in manifest.variants:
-        cache = variant.kv_cache
-        if variant.vision_batch < 1 or min(cache.layers, cache.kv_heads, cache.head_dim, cache.capacity, cache.chunk_size) < 1:
-            raise BundleError(f"manifest.json: variant {variant.name!r} has a size below 1")
+        _check_variant(variant)
+
+
+def _check_variant(variant: VariantSpec) -> None:
+    cache = variant.kv_cache
+    for name, value, most in (
+        ("vision_batch", variant.vision_batch, 4096),
+        ("kv_cache.layers", cache.layers, 4096),
+        ("kv_cache.kv_heads", cache.kv_heads, 4096),
+        ("kv_cache.head_dim", cache.head_dim, 4096),
+        ("kv_cache.capacity", cache.capacity, 1 << 24),
+        ("kv_cache.chunk_size", cache.chunk_size, 1 << 16),
+    ):
+        if not 1 <= value <= most:
+            raise BundleError(f"manifest.json: variant {variant.name!r}: {name} is {value}, not between 1 and {most}")
+    for name, stage in variant.stages.items():
+        where = f"manifest.json: variant {variant.name!r}, stage {name}"
+        if not stage.inputs or not stage.outputs:
+            raise BundleError(f"{where} has no inputs or no outputs")
+        for tensor in (*stage.inputs, *stage.outputs):
+            if not tensor.shape or any(isinstance(size, int) and not 1 <= size < 1 << 31 for size in tensor.shape):
+                raise BundleError(f"{where}: {tensor.name} cannot have the shape {list(tensor.shape)}")
 
 
 def to_json(value: Any) -> Any:

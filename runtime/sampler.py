@@ -44,7 +44,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
-            ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
+            # Less would overflow float32 when the logits are divided by it.
+            ("temperature", self.temperature == 0 or 1e-4 <= self.temperature < math.inf, "0, or 0.0001 or more"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),

@@ -66,6 +66,12 @@ class Tokenizer:
         """The added tokens that are marked as special: `decode` leaves them out."""
         return frozenset(content for content, token in self._flags.items() if token.special)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens that the model splits text into, without the added ones."""
+        size: int = self._backend.get_vocab_size(with_added_tokens=False)
+        return size
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its exact name, or None."""
         found: int | None = self._backend.token_to_id(token)

@@ -158,7 +158,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the tokenizer has no such token.
         """
-        text: str | None = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        text: str | None = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
         if text is None:
             raise CheckpointError(
                 f"{self.directory / 'tokenizer.json'}: no token with id {token_id}, which config.json names",

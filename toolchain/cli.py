@@ -6,6 +6,7 @@ reader of our output has gone (what a shell reports for SIGPIPE). The commands a
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, UsageError
 
 _READER_GONE = 141
+# What the system says about a path before anyone can tell whether something is there.
+_UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _CLI_PACKAGES = ("typer", "rich", "psutil")
 
 
@@ -75,6 +78,8 @@ def _translate(error: BaseException) -> BaseException:
         return Cancelled("interrupted")
     if isinstance(error, MemoryError):
         return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename:
+        return EnvironmentFault(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pocketvlm"):
         package = error.name.partition(".")[0]
         extra = "cli" if package in _CLI_PACKAGES else "export"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pocketvlm import __version__
-from pocketvlm.errors import CheckpointError, RecipeError, UsageError
+from pocketvlm.errors import BundleError, CheckpointError, RecipeError, UsageError
 from pocketvlm.runtime.manifest import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
@@ -24,6 +23,8 @@ from pocketvlm.runtime.manifest import (
     to_json,
 )
 from pocketvlm.runtime.prompt import PromptBuilder
+from pocketvlm.runtime.sampler import SamplingOptions
+from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
@@ -40,8 +41,9 @@ from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
-from pocketvlm.toolchain.torch_ops import EagerCache
-from pocketvlm.toolchain.verify import REPORT_NAME, QualityReport, check_thresholds, measure
+from pocketvlm.toolchain.tiling import grids
+from pocketvlm.toolchain.torch_ops import ACTIVATIONS, EagerCache
+from pocketvlm.toolchain.verify import REPORT_NAME, TEXT_PROMPT, QualityReport, check_thresholds, measure
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 DEFAULT_CONTEXT = 4096
@@ -72,6 +74,9 @@ class Prepared:
     text: Tokenizer
     capacity: int
     estimate: Estimate
+    generation: GenerationSpec
+    images: tuple[Path, ...]
+    prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             image_tokens=spec.image_tokens,
             prompt=prepared.prompt,
             tokenizer=prepared.tokenizer,
-            generation=_generation(checkpoint),
+            generation=prepared.generation,
             variants=tuple(variants),
             files=(),
         )
@@ -151,21 +156,33 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
             "put chat_template.jinja, or chat_template in tokenizer_config.json, beside it",
         )
     prompt = derive_prompt(checkpoint.chat_template, checkpoint.special_tokens, spec.image_token)
-    text = Tokenizer.open(checkpoint.path("tokenizer.json"))
-    tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
+    images, prompts = _images(recipe), _prompts(recipe)
+    try:
+        text = Tokenizer.open(checkpoint.path("tokenizer.json"))
+        tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
+        builder = PromptBuilder(prompt, text, tokenizer.add_special_tokens)
+        longest = calibration.longest(builder, spec, images, prompts)
+    except BundleError as error:
+        raise CheckpointError(
+            f"tokenizer.json: {error.message}", "the tokenizer and the chat template do not belong together"
+        ) from error
     limit = spec.decoder.max_positions
     if recipe.max_seq_len is not None and recipe.max_seq_len > limit:
-        raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions")
+        raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions", "take no more than that")
     capacity = recipe.max_seq_len or min(limit, DEFAULT_CONTEXT)
+    _check_room(longest, capacity, recipe)
     return Prepared(
         spec=spec,
         weights=weights,
         prompt=prompt,
         tokenizer=tokenizer,
-        builder=PromptBuilder(prompt, text, tokenizer.add_special_tokens),
+        builder=builder,
         text=text,
         capacity=capacity,
         estimate=estimate(spec, recipe, recipe.calibration.tokens),
+        generation=_generation(checkpoint),
+        images=images,
+        prompts=prompts,
     )
 
 
@@ -181,9 +198,23 @@ def describe(checkpoint: Checkpoint, recipe: ExportRecipe | None = None) -> tupl
     module = ARCHITECTURES.load(name, CheckpointError)
     spec: ModelSpec = module.describe(checkpoint)
     if recipe is not None and recipe.tiling is not None:
-        spec = replace(spec, tiling=recipe.tiling.apply(spec.tiling))
+        spec = replace(spec, tiling=grids.checked(recipe.tiling.apply(spec.tiling)))
     check_spec(spec)
+    for kind in (spec.vision.activation, spec.connector.activation, spec.decoder.activation):
+        if kind not in ACTIVATIONS:
+            raise CheckpointError(f"config.json: activation {kind!r} is not supported", f"supported: {', '.join(ACTIVATIONS)}")
     return spec, module.rename
+
+
+def _check_room(longest: int, capacity: int, recipe: ExportRecipe) -> None:
+    """Refuse a cache that cannot hold what the export itself is going to ask."""
+    needed = max(longest, TEXT_PROMPT) + _VERIFY_STEPS
+    if needed <= capacity:
+        return
+    what = f"a calibration image, its question and {_VERIFY_STEPS} tokens of an answer take {needed} positions"
+    if recipe.max_seq_len is not None:
+        raise UsageError(f"--max-seq-len {capacity} is too small: {what}", "raise it, or calibrate with smaller images")
+    raise CheckpointError(f"{what}, the model has {capacity}", "give smaller images or grids in the recipe")
 
 
 def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec, text: Tokenizer) -> TokenizerSpec:
@@ -192,6 +223,11 @@ def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec,
         raise CheckpointError(
             f"tokenizer.json has no added token {spec.image_token!r}",
             "add the image token that config.json names to the tokenizer",
+        )
+    if text.vocabulary_size > spec.decoder.vocab_size:
+        raise CheckpointError(
+            f"tokenizer.json has {text.vocabulary_size} tokens, the model's vocabulary {spec.decoder.vocab_size}",
+            "the tokenizer and the weights do not belong together",
         )
     # transformers' processors let the tokenizer add its tokens unless the template has written the first one.
     first = checkpoint.special_tokens.get("bos_token", "")
@@ -208,9 +244,8 @@ def _calibrate(
         prepared.weights.keep_in_memory(1 << 62)
     observer = KvRangeObserver(spec.decoder)
     model = EagerModel(spec, prepared.weights, observer)
-    images, prompts = _images(recipe), _prompts(recipe)
-    progress.stage("calibrate", max(len(images), len(prompts)))
-    data = _data(prepared, model, images, prompts, recipe)
+    progress.stage("calibrate", max(len(prepared.images), len(prepared.prompts)))
+    data = _data(prepared, model, recipe)
     if recipe.precision == "fp32":
         return data, None, {}
     for conversation in data.conversations:
@@ -236,20 +271,20 @@ def _calibrate(
     return data, scales, blocks
 
 
-def _data(
-    prepared: Prepared, model: EagerModel, images: Sequence[Path], prompts: Sequence[str], recipe: ExportRecipe
-) -> CalibrationData:
-    conversations = calibration.conversations(model, prepared.builder, images, prompts)
+def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:
+    conversations = calibration.conversations(model, prepared.builder, prepared.images, prepared.prompts)
     length = min(_TEXT_LENGTH, prepared.capacity)
     wanted = recipe.calibration.tokens + 4 * _VERIFY_STEPS + 64
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
     ids = prepared.text.encode(calibration.read_text(recipe.calibration.text)[: 12 * wanted], special=False)
     held_out, rest = ids[: 4 * _VERIFY_STEPS + 64], ids[4 * _VERIFY_STEPS + 64 :]
+    if len(held_out) <= TEXT_PROMPT:
+        raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")
     tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens
     return CalibrationData(conversations, calibration.text_sequences(model, rest, tokens, length), held_out)
 
 
-def _images(recipe: ExportRecipe) -> list[Path]:
+def _images(recipe: ExportRecipe) -> tuple[Path, ...]:
     found: list[Path] = []
     for name in recipe.calibration.images:
         path = Path(name)
@@ -261,10 +296,10 @@ def _images(recipe: ExportRecipe) -> list[Path]:
             raise RecipeError(f"calibration.images: {name!r} does not exist", "name an image file or a folder of images")
     if recipe.calibration.images and not found:
         raise RecipeError("calibration.images: no image found there", "name an image file or a folder of images")
-    return found or list(calibration.DEFAULT_IMAGES)
+    return tuple(found) or calibration.DEFAULT_IMAGES
 
 
-def _prompts(recipe: ExportRecipe) -> Sequence[str]:
+def _prompts(recipe: ExportRecipe) -> tuple[str, ...]:
     prompts = recipe.calibration.prompts
     if isinstance(prompts, str):
         prompts = tuple(line.strip() for line in calibration.read_text(prompts, least=1).splitlines() if line.strip())
@@ -272,15 +307,16 @@ def _prompts(recipe: ExportRecipe) -> Sequence[str]:
 
 
 def _generation(checkpoint: Checkpoint) -> GenerationSpec:
-    values = checkpoint.generation
-    if not values.get("do_sample", False):
+    if not checkpoint.generation.get("do_sample", False):
         return GenerationSpec()
-    return GenerationSpec(
-        temperature=float(values.get("temperature", 1.0)),
-        top_k=int(values.get("top_k", 0) or 0),
-        top_p=float(values.get("top_p", 1.0)),
-        repetition_penalty=float(values.get("repetition_penalty", 1.0)),
-    )
+    stored = {item.name: checkpoint.generation.get(item.name) for item in fields(GenerationSpec)}
+    values = {"temperature": 1.0} | {name: value for name, value in stored.items() if value is not None}
+    found: GenerationSpec = decode(GenerationSpec, values, "generation_config.json", CheckpointError)
+    try:
+        SamplingOptions(found.temperature, found.top_k, found.top_p, repetition_penalty=found.repetition_penalty)
+    except UsageError as error:
+        raise CheckpointError(f"generation_config.json: {error.message}", error.hint) from None
+    return found
 
 
 def _model_info(checkpoint: Checkpoint, spec: ModelSpec, weights: CanonicalWeights) -> ModelInfo:

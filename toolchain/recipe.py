@@ -131,8 +131,6 @@ class ExportRecipe:
         _within("thresholds.top1", self.thresholds.top1, 0.0, 1.0)
         if self.max_seq_len is not None:
             _within("max_seq_len", self.max_seq_len, 1, MAX_CONTEXT)
-            if self.chunk_size > self.max_seq_len:
-                raise RecipeError(f"recipe: chunk_size {self.chunk_size} is above max_seq_len {self.max_seq_len}")
         block = self.decoder_weights.block_size
         if block not in (16, 32, 64, 128, 256):
             raise RecipeError(f"recipe: decoder_weights.block_size is {block}", "take 16, 32, 64, 128 or 256")

@@ -177,10 +177,20 @@ def check_spec(spec: ModelSpec) -> None:
         "decoder intermediate size": (spec.decoder.intermediate_size, 1, MAX_SIZE),
         "vocabulary": (spec.decoder.vocab_size, 1, 1 << 22),
         "maximum position": (spec.decoder.max_positions, 1, 1 << 24),
+        "vision layer_norm_eps": (spec.vision.norm_eps, 0, 0.1),
+        "decoder rms_norm_eps": (spec.decoder.norm_eps, 0, 0.1),
+        "rope_theta": (spec.decoder.rope.theta, 1, 1e12),
+        "rope factor": (spec.decoder.rope.factor, 1e-6, 1e6),
     }
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise CheckpointError(f"config.json: {name} is {value}, not between {low} and {high}", "the config is damaged")
+    for token in spec.stop_tokens:
+        if not 0 <= token < spec.decoder.vocab_size:
+            raise CheckpointError(
+                f"eos_token_id {token} is outside the vocabulary of {spec.decoder.vocab_size}",
+                "correct it in generation_config.json or config.json: without it no answer ends",
+            )
     vision, decoder = spec.vision, spec.decoder
     if vision.hidden_size % vision.heads:
         raise CheckpointError(f"config.json: {vision.heads} vision heads do not divide the hidden size {vision.hidden_size}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.json"
 _PROBE_COSINE = 0.99
-_TEXT_PROMPT = 32
+TEXT_PROMPT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _whole(
     for sample in samples:
         tokens = model.generate(sample.embeddings, steps)
         pairs += _follow(model, stages, sample.embeddings, _vision_swapped(model, stages, sample), tokens)
-    prompt, rest = list(text[:_TEXT_PROMPT]), list(text[_TEXT_PROMPT : _TEXT_PROMPT + 2 * steps])
+    prompt, rest = list(text[:TEXT_PROMPT]), list(text[TEXT_PROMPT : TEXT_PROMPT + 2 * steps])
     embeddings = model.embed(prompt)
     text_pairs = _follow(model, stages, embeddings, embeddings[0].numpy(), rest)
     targets = rest[: len(text_pairs)]

@@ -78,6 +78,8 @@ def open_model(request: dict[str, Any]) -> Opened:
     options = library.llama_context_default_params()
     options.n_ctx = request["capacity"]
     options.n_threads = options.n_threads_batch = request["threads"]
+    if "flash_attention" in request:
+        options.flash_attn_type = int(request["flash_attention"])
     context = library.llama_init_from_model(model, options)
     if context is None:
         raise SystemExit("error: llama.cpp cannot create a context")
@@ -86,6 +88,7 @@ def open_model(request: dict[str, Any]) -> Opened:
         "processor features": library.llama_print_system_info().decode(),
         "cache": f"float16, {library.llama_n_ctx(context)} positions",
         "batch": f"n_batch {options.n_batch}, n_ubatch {options.n_ubatch}",
+        "flash attention": request.get("flash_attention", "its own choice"),
     }
     return Opened(LlamaCpp(library, model, context, options.n_batch), details)
 

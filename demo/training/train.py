@@ -140,6 +140,13 @@ def pick_grid(rng: random.Random, share: float, easy_until: float = 0.45) -> tup
     return rng.choice(EASY_TO_HARD[:known] if rng.random() < 0.6 else EASY_TO_HARD[max(0, known - 4) : known])
 
 
+def misread(labels: Tensor, share: float) -> Tensor:
+    """Put a random character into a share of the visual tokens, as a tower that is not perfect does."""
+    wrong = torch.zeros_like(labels)
+    wrong[..., 0] = torch.randint(1, CHARACTER_COUNT, labels.shape[:-1])
+    return torch.where((torch.rand(labels.shape[:-1]) < share)[..., None], wrong, labels)
+
+
 def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
     rng = random.Random(arguments.seed)
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
@@ -153,10 +160,12 @@ def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
         count = {1: 20, 2: 16, 4: 10, 6: 7, 8: 5}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid, draw=False) for _ in range(count)]
         ids, mask = stack_text(rng, screens, 240)
-        tiles = targets.vectors(tile_labels(screens, grid))
+        labels = misread(tile_labels(screens, grid), 0.03)
         if grid != (1, 1):
-            blank = targets.vectors(torch.zeros(count, 1, tiles.shape[2], SLOTS, dtype=torch.int64))
-            tiles = torch.cat([blank, tiles], 1)
+            # Nobody can read the thumbnail of a screen with several tiles: the tower will see something there.
+            thumbnail = misread(torch.zeros_like(labels[:, :1]), rng.choice((0.0, 0.3, 0.9)))
+            labels = torch.cat([thumbnail, labels], 1)
+        tiles = targets.vectors(labels)
         tiles = tiles * (1 + 0.1 * torch.randn(count, 1, 1, 1)) + 0.12 * torch.randn_like(tiles)
         logits = model.answer_logits(model.arrange(tiles, grid), ids, PREFIX)
         loss, right = answer_loss(logits, ids, mask)
@@ -169,7 +178,7 @@ def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
 
 
 def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
-    rng = random.Random(arguments.seed + 1 + int(time.time()) * arguments.again)
+    rng = random.Random(arguments.seed + 1)
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
     parameters = [*model.vision_tower.parameters(), *model.multi_modal_projector.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.02, betas=(0.9, 0.98))
@@ -197,12 +206,12 @@ def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
 
 
 def train_joint(model: DemoModel, arguments: argparse.Namespace) -> None:
-    rng = random.Random(arguments.seed + 2 + int(time.time()) * arguments.again)
+    rng = random.Random(arguments.seed + 2)
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
     report = Reporter("joint", arguments)
     for step, share in schedule(arguments, optimizer, arguments.rate or 6e-4):
-        grid = pick_grid(rng, 1.0 if arguments.again else share, 0.5)
+        grid = pick_grid(rng, 1.0 if arguments.start else share, 0.5)
         count = {1: 12, 2: 8, 4: 5, 6: 4, 8: 3}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid) for _ in range(count)]
         ids, mask = stack_text(rng, screens, 260)
@@ -254,13 +263,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, help="peak learning rate (default: 1.2e-3, joint 6e-4)")
-    parser.add_argument("--again", action="store_true", help="go on from what this stage has saved")
+    parser.add_argument("--start", type=Path, help="go on from these weights; give another --seed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     model = DemoModel()  # the same seed gives both first stages the same character embeddings
-    if arguments.again:
-        model.load_state_dict(load_file(arguments.work / f"{arguments.stage}.safetensors"))
+    if arguments.start is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(arguments.start).items()})
     elif arguments.stage == "joint":
         model.load_state_dict(load_file(arguments.work / "decoder.safetensors"))
         seen = load_file(arguments.work / "vision.safetensors")

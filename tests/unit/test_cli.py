@@ -229,6 +229,7 @@ def test_bad_input_has_its_exit_code_and_json(
         (errors.EnvironmentFault("no disk"), 5, "error: no disk"),
         (errors.CheckpointError("a\nb\x1b[31m"), 3, r"error: a b\\x1b\[31m"),
         (MemoryError(), 5, "error: not enough memory .*"),
+        (PermissionError(13, "Permission denied", "x/y"), 5, r"error: x/y: Permission denied \(.*\)"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 5, r"error: .*torch.*pocketvlm\[export\].*"),
         (ModuleNotFoundError("No module named 'rich'", name="rich.table"), 5, r"error: .*rich .*pocketvlm\[cli\].*"),
         (KeyboardInterrupt(), 130, "error: interrupted"),

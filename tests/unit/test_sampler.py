@@ -138,6 +138,7 @@ def test_logits_that_are_not_numbers_are_refused(temperature: float, bad: float)
     "wrong",
     [
         {"temperature": -1},
+        {"temperature": 1e-300},
         {"temperature": float("inf")},
         {"temperature": float("nan")},
         {"top_k": -1},

@@ -61,6 +61,16 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
     projector: _Projector = _read(_Projector, config, "projector_config")
     tiling: _Tiling = _read(_Tiling, config, "tiling_config")
     tokens: _ImageTokens = _read(_ImageTokens, config, "image_tokens_config")
+    if not 1 <= projector.downsample <= vision.patches_per_side:
+        raise CheckpointError(
+            f"config.json: projector_config.downsample is {projector.downsample}",
+            f"it must be between 1 and {vision.patches_per_side}, the patches on a side of a tile",
+        )
+    if tokens.newline and tokens.arrangement != "picture_rows":
+        raise CheckpointError(
+            f"config.json: image_tokens_config has a newline in the arrangement {tokens.arrangement!r}",
+            "only the rows of picture_rows have one",
+        )
     decoder = configs.decoder_spec(text, config, checkpoint.tensors)
     connector = ConnectorSpec(
         kind="concat2x2",

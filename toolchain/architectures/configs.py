@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime.manifest import ImageSpec, Resample
@@ -13,6 +13,7 @@ from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.spec import DecoderSpec, VisionSpec
 
 _VISION_KINDS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
+_DAMAGED = "the checkpoint is damaged; download it again"
 _RESAMPLE: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -42,6 +43,11 @@ def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
         raise CheckpointError(f"config.json: vision tower {model_type!r} is not supported", f"supported: {known}")
     try:
         full = AutoConfig.for_model(**config)
+        if int(full.patch_size) < 1 or int(full.num_channels) != 3:
+            raise CheckpointError(
+                f"config.json: vision_config has patches of {full.patch_size} pixels and {full.num_channels} colour channels",
+                "supported: patches of 1 pixel or more, 3 channels",
+            )
         return VisionSpec(
             kind=_VISION_KINDS[model_type],
             hidden_size=int(full.hidden_size),
@@ -95,44 +101,51 @@ def image_spec(settings: Mapping[str, Any]) -> ImageSpec:
     Raises:
         CheckpointError: a step that the runtime does not do, or a malformed value.
     """
-    if settings.get("do_rescale", True) is False or settings.get("do_normalize", True) is False:
+    if settings.get("do_rescale", True) is not True or settings.get("do_normalize", True) is not True:
         raise CheckpointError(
             "the image processor does not rescale or normalise", "supported: do_rescale and do_normalize true"
         )
     resample = settings.get("resample", 3)
-    if resample not in _RESAMPLE:
+    if not isinstance(resample, int) or resample not in _RESAMPLE:
         raise CheckpointError(
             f"the image processor resamples with filter {resample!r}", "supported: 1 Lanczos, 2 bilinear, 3 bicubic"
         )
-    mean, deviation = settings.get("image_mean"), settings.get("image_std")
-    if not _three(mean) or not _three(deviation):
-        raise CheckpointError("the image processor's image_mean and image_std must be three numbers each")
-    assert isinstance(mean, list)
-    assert isinstance(deviation, list)
+    mean, deviation, rescale = settings.get("image_mean"), settings.get("image_std"), settings.get("rescale_factor", 1 / 255)
+    if not _numbers(mean, 3) or not _numbers(deviation, 3) or not _numbers([rescale], 1):
+        raise CheckpointError(
+            "the image processor's image_mean and image_std must be three numbers each, its rescale_factor one", _DAMAGED
+        )
+    if min(rescale, *deviation) <= 0:
+        raise CheckpointError("the image processor's image_std and rescale_factor must be positive", _DAMAGED)
     return ImageSpec(
         mean=(float(mean[0]), float(mean[1]), float(mean[2])),
         std=(float(deviation[0]), float(deviation[1]), float(deviation[2])),
-        rescale=float(settings.get("rescale_factor", 1 / 255)),
+        rescale=float(rescale),
         resample=_RESAMPLE[resample],
     )
 
 
-def _three(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(isinstance(item, int | float) for item in value)
+def _numbers(value: Any, count: int) -> TypeGuard[list[float]]:
+    """Whether `value` is a list of `count` numbers that are finite in float32."""
+    if not isinstance(value, list) or len(value) != count:
+        return False
+    return all(type(item) in (int, float) and abs(item) < 1e38 for item in value)
 
 
 def stop_tokens(checkpoint: Checkpoint, text_config: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that end an answer: generation_config.json's, else the text config's.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or what stands there is no id.
     """
     for source in (checkpoint.generation, checkpoint.config, text_config):
         value = source.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        found = tuple(item for item in ids if isinstance(item, int) and not isinstance(item, bool))
-        if found:
-            return found
+        if value is None or not ids:
+            continue
+        if not all(type(item) is int for item in ids):
+            raise CheckpointError(f"eos_token_id {value!r} is neither a token id nor a list of them", _DAMAGED)
+        return tuple(ids)
     raise CheckpointError("no eos_token_id in generation_config.json or config.json", "add one: without it no answer ends")
 
 

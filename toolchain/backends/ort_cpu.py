@@ -81,7 +81,7 @@ class OrtCpu:
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
             capacity=job.capacity,
-            chunk_size=job.recipe.chunk_size,
+            chunk_size=min(job.recipe.chunk_size, job.capacity),
         )
 
     def _language(self, job: LowerJob, cache: KvCacheSpec) -> dict[str, StageSpec]:

@@ -60,7 +60,7 @@ class OrtDecoderOps(OrtOps):
         table = self._head.quantize(name)
         codes, scales, zeros = self.block_initializers(name, table)
         flat = self.graph.node("Reshape", [codes, self.graph.integers(table.codes.shape[0], -1)])
-        return self.graph.node(
+        rows = self.graph.node(
             "GatherBlockQuantized",
             [flat, token_ids, scales, *zeros],
             domain=MICROSOFT,
@@ -69,6 +69,8 @@ class OrtDecoderOps(OrtOps):
             gather_axis=0,
             quantize_axis=1,
         )
+        whole_blocks = table.codes.shape[1] == table.inputs
+        return rows if whole_blocks else self.slice(rows, 2, 0, table.inputs)
 
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         # The output projection has a scheme of its own; tied, it is the embedding table.

@@ -26,16 +26,16 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
     normal = NormalizedConfigManager.get_normalized_config_class(full.model_type)(full)
     heads = int(normal.num_attention_heads)
     hidden = int(normal.hidden_size)
-    kv_heads = int(getattr(full, "num_key_value_heads", None) or heads)
-    if not heads or (hidden % heads and not getattr(full, "head_dim", None)):
+    kv_heads, head_dim = getattr(full, "num_key_value_heads", None), getattr(full, "head_dim", None)
+    if not heads or (hidden % heads and head_dim is None):
         raise CheckpointError(f"config.json: {heads} heads do not divide the hidden size {hidden}")
     return DecoderSpec(
         kind="llama",
         hidden_size=hidden,
         layers=int(normal.num_layers),
         heads=heads,
-        kv_heads=kv_heads,
-        head_dim=int(getattr(full, "head_dim", None) or hidden // heads),
+        kv_heads=heads if kv_heads is None else int(kv_heads),
+        head_dim=hidden // heads if head_dim is None else int(head_dim),
         intermediate_size=int(full.intermediate_size),
         vocab_size=int(normal.vocab_size),
         norm_eps=float(full.rms_norm_eps),

@@ -21,6 +21,7 @@ from pocketvlm.runtime.image import load_image, make_tiles
 from pocketvlm.runtime.prompt import ImageSlot, PromptBuilder, PromptTokens
 from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
 from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.spec import ModelSpec
 
 DEFAULT_IMAGES = tuple(sorted((Path(__file__).parent / "calibration_data").glob("*.jpg")))
 DEFAULT_PROMPTS = (
@@ -56,10 +57,21 @@ def conversations(
         if path not in encoded:
             encoded[path] = encode_image(model, path)
         plan, pixels, visual = encoded[path]
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-        tokens = builder.encode(messages)
+        tokens = builder.encode(_ask(prompt))
         found.append(Conversation(path, plan, tokens, pixels, splice(model, tokens, [visual])))
     return found
+
+
+def longest(builder: PromptBuilder, spec: ModelSpec, images: Sequence[Path], prompts: Sequence[str]) -> int:
+    """Positions that the longest question about the largest image takes, known without the model."""
+    sizes = [load_image(path, spec.image).size for path in images]
+    visual = [plan_tiles(width, height, spec.tiling, spec.image_tokens).image_tokens for width, height in sizes]
+    texts = [sum(len(part) for part in builder.encode(_ask(prompt)).parts if isinstance(part, tuple)) for prompt in prompts]
+    return max(visual) + max(texts)
+
+
+def _ask(prompt: str) -> list[dict[str, object]]:
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
 
 
 def encode_image(model: EagerModel, source: Path) -> tuple[TilePlan, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime.grid_policies import GRID_POLICIES
-from pocketvlm.runtime.manifest import TilingSpec
+from pocketvlm.runtime.manifest import MAX_GRID_PIXELS, TilingSpec
 
 MAX_TILE_SIZE = 4096
 MAX_GRIDS = 1000
@@ -35,6 +35,8 @@ def checked(spec: TilingSpec) -> TilingSpec:
     for cols, rows in spec.grids:
         if not (1 <= cols <= MAX_SIDE and 1 <= rows <= MAX_SIDE):
             raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_SIDE}x{MAX_SIDE}")
+        if cols * rows * spec.tile_size**2 > MAX_GRID_PIXELS:
+            raise CheckpointError(f"tiling: grid {cols}x{rows} of {spec.tile_size} pixels has more than {MAX_GRID_PIXELS}")
     if len(set(spec.grids)) != len(spec.grids):
         raise CheckpointError("tiling: a candidate grid is listed twice")
     if spec.policy not in GRID_POLICIES:
