@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ from pocketvlm.runtime.prompt import PromptBuilder
 from pocketvlm.runtime.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-PICTURE = Path(os.path.relpath(HERE.parent / "demo" / "screens" / "screen-1.png"))
+PICTURE = HERE.parent / "demo" / "screens" / "screen-1.png"
 QUESTION = "What is written here? Read everything."
 EXCLUDED = (
     "not in the figures of a process: loading (load_ms is by itself), one whole run of the same kind before the measured one",
@@ -85,12 +84,18 @@ def measure(settings: Settings) -> dict[str, Any]:
         "variant": bundle.variant().name,
         "machine": machine(),
         "versions": versions("pocketvlm", "onnxruntime", "numpy"),
-        "settings": {name: value for name, value in asdict(settings).items() if value is not None},
+        "settings": _shown(settings),
         "excluded": list(EXCLUDED),
         "others_share": others_share(list(samples.values())),
         "figures": {group: {name: summarise_samples(runs) for name, runs in cases.items()} for group, cases in samples.items()},
         "ratios": _ratios(samples),
     }
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """What was given, files by their names alone."""
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    return {name: Path(value).name if isinstance(value, str) else value for name, value in given.items()}
 
 
 def _language_cases(settings: Settings, bundle: Bundle) -> list[Case]:

@@ -145,7 +145,7 @@ def main() -> None:
     text = markdown(found, quiet, [*([peers.markdown(peer_report)] if peer_report else []), host.markdown(host_report)])
     results = {
         "quiet": quiet,
-        "goals": [{**asdict(goal), "reached": goal.reached} for goal in found],
+        "goals": [{**asdict(goal), "reached": quiet and goal.reached} for goal in found],
         "peers": to_json(peer_report),
         "host": to_json(host_report),
     }

@@ -21,7 +21,6 @@ from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
-
 from tests.golden.tiny_bluelm_v import TinyBlueLMV
 
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)]
@@ -61,7 +60,7 @@ class Result:
         assert "Traceback" not in self.err
         assert re.search(pattern, errors[0]), errors[0]
         # It says what to do, or what would have been right.
-        assert re.search(r"\)$|expected|not between|is none of|must be", errors[0]), errors[0]
+        assert re.search(r"\)$|expected|not between|is none of|must be|finite", errors[0]), errors[0]
 
 
 Call = Callable[..., Result]
@@ -92,8 +91,8 @@ def contents(directory: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def model() -> TinyBlueLMV:
-    """The reference; seed 4 leaves no near tie where tests compare tokens (they assert it)."""
-    return TinyBlueLMV(seed=4)
+    """The reference; with this seed no near tie stands where tests compare tokens (they assert it)."""
+    return TinyBlueLMV(seed=8)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pocketvlm.runtime.manifest import MAX_GRID_PIXELS, TilingSpec
 MAX_TILE_SIZE = 4096
 MAX_GRIDS = 1000
 MAX_SIDE = 100
+_CONFIG = "correct config.json, or the recipe where it sets the tiling"
 
 
 def rectangle(max_cols: int, max_rows: int) -> tuple[tuple[int, int], ...]:
@@ -29,16 +30,19 @@ def checked(spec: TilingSpec) -> TilingSpec:
         CheckpointError: an unknown policy, no candidate, a candidate twice, or a number out of range.
     """
     if not 1 <= spec.tile_size <= MAX_TILE_SIZE:
-        raise CheckpointError(f"tiling: tile size {spec.tile_size} is not between 1 and {MAX_TILE_SIZE}")
+        raise CheckpointError(f"tiling: tile size {spec.tile_size} is not between 1 and {MAX_TILE_SIZE}", _CONFIG)
     if not 1 <= len(spec.grids) <= MAX_GRIDS:
         raise CheckpointError(f"tiling: {len(spec.grids)} candidate grids", f"give 1 to {MAX_GRIDS}")
     for cols, rows in spec.grids:
         if not (1 <= cols <= MAX_SIDE and 1 <= rows <= MAX_SIDE):
-            raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_SIDE}x{MAX_SIDE}")
+            raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_SIDE}x{MAX_SIDE}", _CONFIG)
         if cols * rows * spec.tile_size**2 > MAX_GRID_PIXELS:
-            raise CheckpointError(f"tiling: grid {cols}x{rows} of {spec.tile_size} pixels has more than {MAX_GRID_PIXELS}")
+            raise CheckpointError(
+                f"tiling: grid {cols}x{rows} of tiles of {spec.tile_size} pixels has more than {MAX_GRID_PIXELS} pixels",
+                _CONFIG,
+            )
     if len(set(spec.grids)) != len(spec.grids):
-        raise CheckpointError("tiling: a candidate grid is listed twice")
+        raise CheckpointError("tiling: a candidate grid is listed twice", _CONFIG)
     if spec.policy not in GRID_POLICIES:
         raise CheckpointError(f"tiling: unknown policy {spec.policy!r}", f"there are {', '.join(GRID_POLICIES)}")
     if not 0 < spec.alpha < 1:

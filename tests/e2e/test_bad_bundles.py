@@ -1,0 +1,242 @@
+"""Every bundle that must not be opened: damaged, incomplete, tampered with, or from another time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.runtime.tokenizer import Tokenizer
+from pocketvlm.toolchain.bundle import pack
+
+from .conftest import Call
+
+QUESTION = ["What is in this picture?", "--max-new-tokens", 4]
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was loaded of a bundle: graphs and tokenizers."""
+    found: list[str] = []
+    session, open_tokenizer = onnxruntime.InferenceSession, Tokenizer.open
+
+    def open_session(*arguments: Any, **options: Any) -> Any:
+        found.append("graph")
+        return session(*arguments, **options)
+
+    def open_and_tell(path: Path) -> Tokenizer:
+        found.append("tokenizer")
+        return open_tokenizer(path)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    monkeypatch.setattr(Tokenizer, "open", open_and_tell)
+    return found
+
+
+def refused(call: Call, bundle: Path, pattern: str, *, inspect: bool = True) -> None:
+    """By every command that opens it: one line and, as JSON, the same as an object."""
+    commands: list[list[object]] = [["run", bundle, *QUESTION], ["verify", bundle]]
+    commands += [["inspect", bundle]] if inspect else []
+    for command in commands:
+        call(*command).failed(3, pattern)
+        as_json = call(*command, "--json")
+        as_json.failed(3, pattern)
+        error = as_json.json["error"]
+        assert error["code"] == "bad_bundle"
+        assert error["message"] in as_json.err
+        assert error["hint"] in as_json.err
+    call("bench", bundle, "--repetitions", 1).failed(3, pattern)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_an_intact_bundle_loads_what_the_tests_below_look_for(call: Call, bundle: Path, loaded: list[str]) -> None:
+    assert call("run", bundle, *QUESTION).code == 0
+    assert sorted(set(loaded)) == ["graph", "tokenizer"]
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_flipped_bit_is_named_before_anything_is_loaded(call: Call, bundle: Path, loaded: list[str], place: str) -> None:
+    names = [item.path for item in parse_manifest((bundle / "manifest.json").read_text()).files]
+    wanted = {".onnx", ".data", ".f32", ".json"}
+    assert {Path(name).suffix for name in names} == wanted
+    assert {"tokenizer.json", "report.json"} <= set(names)
+    for name in names:
+        path = bundle / name
+        intact = path.read_bytes()
+        flip(path, {"first": 0, "middle": len(intact) // 2, "last": -1}[place])
+        pattern = rf"{name}: sha256 differs from the manifest.*copy the bundle again or export it again"
+        call("run", bundle, *QUESTION).failed(3, pattern)
+        call("verify", bundle, "--json").failed(3, pattern)
+        path.write_bytes(intact)
+    assert loaded == []
+
+
+def test_truncated_missing_and_surplus_files(call: Call, bundle: Path, loaded: list[str]) -> None:
+    for name in ("ort-cpu/language.data", "ort-cpu/decoder.onnx", "tokenizer.json", "report.json"):
+        path = bundle / name
+        intact = path.read_bytes()
+        path.write_bytes(intact[:-1])
+        refused(call, bundle, rf"{name}: {len(intact) - 1} bytes, the manifest says {len(intact)}")
+        path.write_bytes(b"")
+        refused(call, bundle, rf"{name}: 0 bytes, the manifest says {len(intact)}")
+        path.unlink()
+        refused(call, bundle, rf"{name}: missing from the bundle")
+        path.write_bytes(intact)
+    for name in ("ort-cpu/custom_op.so", ".DS_Store", "manifest.json.bak"):
+        (bundle / name).write_bytes(b"x")
+        refused(call, bundle, rf"{name}: not part of the bundle \(remove it")
+        (bundle / name).unlink()
+    assert loaded == []
+    assert call("verify", bundle).code == 0
+
+
+def as_link(bundle: Path, name: str) -> None:
+    outside = bundle.parent / "outside"
+    shutil.move(bundle / name, outside)
+    (bundle / name).symlink_to(outside)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "ort-cpu", "ort-cpu/language.data", "manifest.json"])
+def test_links_are_not_followed(call: Call, bundle: Path, loaded: list[str], name: str) -> None:
+    as_link(bundle, name)
+    refused(call, bundle, rf"{name}: a link")
+    assert loaded == []
+
+
+def edited(bundle: Path, path: str, value: Any) -> None:
+    """Set "a.0.c" of the manifest; `...` deletes it."""
+    file = bundle / "manifest.json"
+    raw = json.loads(file.read_text())
+    place = raw
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    for key in parents:
+        place = place[key]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    file.write_text(json.dumps(raw))
+
+
+STAGE = "variants.0.stages.decode"
+TAMPERED: dict[str, tuple[str, Any, str]] = {
+    "path upwards": ("files.0.path", "../../etc/passwd", r"unsafe file path '\.\./\.\./etc/passwd'"),
+    "absolute path": ("files.0.path", "/etc/passwd", "unsafe file path '/etc/passwd'"),
+    "tokenizer elsewhere": ("tokenizer.file", "../tokenizer.json", "unsafe file path"),
+    "graph elsewhere": (f"{STAGE}.file", "/tmp/evil.onnx", "unsafe file path"),
+    "weights elsewhere": (f"{STAGE}.external_data", ["ort-cpu/../../x.data"], "unsafe file path"),
+    "unlisted graph": (f"{STAGE}.file", "ort-cpu/other.onnx", "does not list it"),
+    "newer schema": ("schema.major", 2, r"schema 2\.0; this reader knows 1\.x \(update PocketVLM"),
+    "older schema": ("schema.major", 0, r"schema 0\.0.*export the checkpoint again"),
+    "no schema": ("schema", ..., r"no schema version"),
+    "no tokenizer": ("tokenizer", ..., "'tokenizer' is missing"),
+    "unknown key": ("signature", "x", "unknown key 'signature'"),
+    "unknown policy": ("tiling.policy", "best", "'best' is none of"),
+    "more layers than memory": ("variants.0.kv_cache.layers", 1 << 62, "kv_cache.layers is"),
+    "grid larger than memory": ("tiling.tile_size", 4096 * 4096, "tile_size"),
+    "no variant": ("variants", [], "no variant"),
+    "size as text": ("variants.0.vision_batch", "4", "vision_batch: expected int"),
+    "not a number": ("tiling.alpha", float("nan"), "alpha: nan is not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampered_manifest(call: Call, bundle: Path, loaded: list[str], name: str) -> None:
+    path, value, pattern = TAMPERED[name]
+    edited(bundle, path, value)
+    file = bundle / "manifest.json"
+    for command in (["run", bundle, *QUESTION], ["verify", bundle], ["inspect", bundle, "--json"]):
+        result = call(*command)
+        assert result.code == 3, file.read_text()
+        assert result.err.startswith("error: manifest.json")
+        assert result.err.count("\n") == 1
+        assert re.search(pattern, result.err), result.err
+    assert loaded == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b" " * (5 << 20)],
+    ids=["empty", "cut", "list", "binary", "deep", "huge"],
+)
+def test_a_manifest_that_is_none(call: Call, bundle: Path, content: bytes) -> None:
+    (bundle / "manifest.json").write_bytes(content)
+    refused(call, bundle, r"manifest\.json")
+
+
+def test_a_flipped_bit_in_the_manifest_never_crashes(call: Call, bundle: Path) -> None:
+    """The manifest holds the hashes and has none itself: most flips are found by what it then says."""
+    file = bundle / "manifest.json"
+    intact = file.read_bytes()
+    chosen = random.Random(0)
+    codes = []
+    for _ in range(100):
+        flip(file, chosen.randrange(len(intact)), chosen.randrange(8))
+        result = call("run", bundle, *QUESTION)
+        codes.append(result.code)
+        if result.code:
+            result.failed(result.code, "")
+        file.write_bytes(intact)
+    assert set(codes) <= {0, 3, 5}
+    assert codes.count(3) > 70
+
+
+def test_a_packed_bundle_is_judged_alike(call: Call, bundle: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "tiny.zip"
+    pack(bundle, archive)
+    assert call("run", archive, *QUESTION).out == call("run", bundle, *QUESTION).out
+    intact = archive.read_bytes()
+    place = intact.index((bundle / "ort-cpu/language.data").read_bytes())
+    flip(archive, place + 1000)
+    call("run", archive, *QUESTION).failed(3, "damaged zip|sha256 differs")
+    archive.write_bytes(intact[:-200])
+    call("run", archive, *QUESTION).failed(3, "neither a bundle directory nor a zip|damaged zip")
+
+
+def test_what_is_no_bundle(call: Call, pristine: Path, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    call("run", nowhere, "hello", "--json").failed(3, "nowhere: no such bundle.*`pocketvlm export`")
+    call("run", pristine, "hello").failed(3, r"tiny: no manifest\.json")
+    call("run", pristine / "config.json", "hello").failed(3, "neither a bundle directory nor a zip")
+    call("run", os.devnull, "hello").failed(3, "neither a bundle directory nor a zip")
+
+
+def test_a_target_that_the_bundle_lacks(call: Call, bundle: Path) -> None:
+    call("run", bundle, "hello", "--target", "qnn:SM8750").failed(2, r"no variant for 'qnn:SM8750' \(it has ort-cpu")
+    edited(bundle, "variants.0.engine", "tensorrt")
+    call("run", bundle, "hello").failed(5, "no variant of the bundle runs here: ort-cpu: engine 'tensorrt'")
+
+
+def test_verify_notices_other_numbers(call: Call, bundle: Path, exported: Callable[[str], Path]) -> None:
+    """A bundle whose hashes are right and whose weights are not those that were verified at export."""
+    other = exported("fp32")
+    raw = json.loads((bundle / "report.json").read_text())
+    probes = raw["variants"]["ort-cpu"]["probes"]
+    probes["connector"] = [-value for value in probes["connector"]]
+    (bundle / "report.json").write_text(json.dumps(raw))
+    call("verify", bundle).failed(3, r"report\.json: \d+ bytes|report\.json: sha256")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    content = (bundle / "report.json").read_bytes()
+    for item in manifest["files"]:
+        if item["path"] == "report.json":
+            item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    result = call("verify", bundle, "--json")
+    result.failed(4, "stage connector gives other numbers here than at export.*cosine -")
+    assert result.json["error"]["code"] == "gate_failed"
+    assert call("verify", other, "--json").json["variants"]["ort-cpu"].keys() >= {"connector", "prefill", "decode"}
