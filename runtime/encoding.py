@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -239,6 +240,7 @@ class ImageEncoder:
             tokens = self._encode(image, source)
         except BaseException as error:
             failure = error
+            _forget_locals(error)
         with self._lock:
             self._working = None
             self._pending.remove(image)
@@ -280,6 +282,13 @@ class ImageEncoder:
         self._cache.put(key, tokens)
         image.vision_ms = (time.perf_counter() - start) * 1000
         return tokens
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Let go of pixels and graphs: whoever keeps the image keeps the error, and with it the frames of its traceback."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _raise_if_cancelled(image: EncodedImage) -> None:

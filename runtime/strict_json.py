@@ -61,7 +61,8 @@ def _decode_dataclass(kind: Any, value: Any, where: str, error: type[PocketVLMEr
     for key in value:
         if key not in fields and not ignore_unknown:
             near = difflib.get_close_matches(key, fields, n=1)
-            raise error(f"{where}: unknown key {key!r}", f"did you mean {near[0]!r}?" if near else "")
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise error(f"{where}: unknown key {key!r}", hint)
     found: dict[str, Any] = {}
     for name, item in fields.items():
         if name in value:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from pocketvlm.runtime.manifest import (
 from pocketvlm.toolchain.atomic import OutputLock, partial_path, recover, replace_directory, sync_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written\Z")
 _BLOCK = 1 << 20
 # Zip's earliest time: an archive depends on the bundle's content alone.
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -243,8 +245,8 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        # Libraries in C++ raise their own kinds, with the system's words.
-        if any(os.strerror(number) in str(error) for number in _FULL):
+        # Libraries in C++ raise their own kinds, with the system's words; numpy's tofile counts what it could write.
+        if any(os.strerror(number) in str(error) for number in _FULL) or _SHORT_WRITE.match(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

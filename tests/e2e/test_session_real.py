@@ -26,6 +26,8 @@ from pocketvlm.toolchain.stages import open_stages
 
 Exported = Callable[[str], Path]
 Messages = list[dict[str, Any]]
+# What the user says in three turns.
+TURNS = ["What is in this picture?", "Describe the image, please.", "Numbers and words"]
 # Logits differ by what a float32 sum in another order gives; in the paper bundle a key or value on the border between two
 # codes of the INT8 cache may go the other way, too. Greedy tokens are compared where the best is ahead by more than that.
 LEAD = {"fp32": 0.001, "paper": 0.05}
@@ -74,6 +76,7 @@ def test_turns_reuse_the_cache_and_give_the_tokens_of_a_fresh_session(
 ) -> None:
     bundle = exported(precision)
     messages: Messages = []
+    known = 0
     with VlmSession.open(bundle, threads=1) as session:
         for number, turn in enumerate(TURNS):
             messages.append(question(turn, *([photograph] if number == 0 else [])))
@@ -81,15 +84,11 @@ def test_turns_reuse_the_cache_and_give_the_tokens_of_a_fresh_session(
                 text = "".join(stream)
                 assert stream.token_ids == fresh(bundle, messages, 12), f"turn {number}"
                 reused = stream.metrics.kv_prefix_reused
-                if number:
-                    # All of the turn before but its last token, which was sampled and never computed.
-                    assert reused >= known
+                # At least the prompt before; the answer after it may be cut into other tokens than were generated.
+                assert reused >= known
                 known = stream.metrics.prompt_tokens
             messages.append({"role": "assistant", "content": text})
     assert min(leads) > LEAD[precision]
-
-
-TURNS = ["What is in this picture?", "Describe the image, please.", "Numbers and words"]
 
 
 def test_another_question_about_the_same_image_reuses_the_image(exported: Exported, photograph: Path) -> None:

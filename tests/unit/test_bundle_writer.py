@@ -345,7 +345,13 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(place: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), RuntimeError(f"engine: {os.strerror(errno.ENOSPC)}")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "x"),
+        OSError(errno.EDQUOT, "x"),
+        RuntimeError(f"engine: {os.strerror(errno.ENOSPC)}"),
+        OSError("4096 requested and 2048 written"),
+    ],
 )
 def test_a_full_disk_is_recognised_in_other_libraries_errors(source: Path, place: Path, error: Exception) -> None:
     wrapped = ValueError("wrapped")

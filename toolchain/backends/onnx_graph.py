@@ -128,6 +128,21 @@ class GraphWriter:
             self._initializers[name] = known
         return name if name in self._initializers else None
 
+    def reshaped_weight(self, name: str, shape: tuple[int, ...]) -> str:
+        """The same bytes as the parameter `name`, with other dimensions.
+
+        A Reshape node would do as well, but the engine folds it into a copy in memory.
+        """
+        alias = f"{name}.{'x'.join(map(str, shape))}"
+        tensor = TensorProto()
+        tensor.CopyFrom(self._initializers[name])
+        tensor.name = alias
+        del tensor.dims[:]
+        tensor.dims.extend(shape)
+        self._initializers[alias] = tensor
+        self._initializers.pop(name)
+        return alias
+
     def subgraph(self) -> Subgraph:
         """A body for an `If`; its nodes see all values of this graph."""
         return Subgraph(self)

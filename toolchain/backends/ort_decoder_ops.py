@@ -59,7 +59,8 @@ class OrtDecoderOps(OrtOps):
         assert self._head.quantize is not None
         table = self._head.quantize(name)
         codes, scales, zeros = self.block_initializers(name, table)
-        flat = self.graph.node("Reshape", [codes, self.graph.integers(table.codes.shape[0], -1)])
+        rows_of_bytes = (table.codes.shape[0], table.codes.shape[1] * table.bits // 8)
+        flat = self.graph.reshaped_weight(codes, rows_of_bytes)
         rows = self.graph.node(
             "GatherBlockQuantized",
             [flat, token_ids, scales, *zeros],

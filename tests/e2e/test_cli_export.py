@@ -1,0 +1,187 @@
+"""The command line from a checkpoint to an answer, and every way in which an export is asked for wrongly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocketvlm.runtime import VlmSession
+from pocketvlm.toolchain.bundle import pack
+
+from .conftest import Call, contents
+
+Exported = Callable[[str], Path]
+ASK = ["What is in this picture?", "--max-new-tokens", 8]
+
+
+def test_from_a_checkpoint_to_an_answer(call: Call, pristine: Path, recipe: Path, photograph: Path, tmp_path: Path) -> None:
+    bundle, trace = tmp_path / "new" / "bundle", tmp_path / "trace.json"
+    exported = call("export", pristine, "-o", bundle, "-c", recipe, "--max-seq-len", 300, "--chunk-size", 50)
+    # The path alone is the result; the estimate and the progress are for the eye.
+    assert (exported.code, exported.out) == (0, f"{bundle}\n")
+    assert exported.err.startswith("needs about ")
+    assert [line for line in ("calibrate", "lower", "writing decoder", "verify") if f"\n{line}\n" not in exported.err] == []
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+    verified = call("verify", bundle, "--json").json
+    assert verified["files"] == len(contents(bundle)) - 1
+    assert min(verified["variants"]["ort-cpu"].values()) > 0.999999
+
+    inspected = call("inspect", bundle, "--json").json
+    variant, cache = inspected["variants"][0], inspected["variants"][0]["kv_cache"]
+    assert (inspected["kind"], variant["precision"]) == ("bundle", "paper")
+    assert (cache["dtype"], cache["capacity"], cache["chunk_size"]) == ("int8", 300, 50)
+    assert variant["stages"]["prefill"]["kernels"]["MatMulNBits"] == 4 * 3 + 1
+    assert inspected["quality"]["variants"]["ort-cpu"]["whole"]["positions"] > 0
+    plan = call("inspect", bundle, "--size", "451x300", "--json").json
+    assert plan == {"grid": [3, 2], "tiles": 6, "thumbnail": True, "image_tokens": 6 * (3 * 3 + 1) + 9}
+    assert call("inspect", pristine, "--size", "451x300", "--json").json == plan
+
+    answered = call("run", bundle, *ASK, "--image", photograph, "--json", "--trace", trace).json
+    assert answered["tile_plan"] == plan
+    assert answered["metrics"]["tiles"] == 7
+    spans = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
+    assert spans >= {"patch_embed", "vision_encoder", "connector", "prefill", "decode"}
+    plain = call("run", bundle, *ASK, "--image", photograph)
+    assert (plain.code, plain.out, plain.err) == (0, answered["text"] + "\n", "")
+
+    archive = tmp_path / "bundle.zip"
+    pack(bundle, archive)
+    assert call("run", archive, *ASK, "--image", photograph).out == plain.out
+    sizes = ["--repetitions", 1, "--prompt-tokens", 40, "--new-tokens", 4]
+    measured = call("bench", bundle, "--image", photograph, *sizes, "--json")
+    assert measured.code == 0, measured.err
+    assert call("inspect", pristine, "--json").json["kind"] == "checkpoint"
+
+
+def test_the_command_line_answers_as_a_session(call: Call, exported: Exported, photograph: Path) -> None:
+    bundle = exported("fp32")
+    with VlmSession.open(bundle) as session:
+        content = [{"type": "image", "image": photograph}, {"type": "text", "text": ASK[0]}]
+        stream = session.chat([{"role": "user", "content": content}], max_new_tokens=8)
+        text = "".join(stream)
+    found = call("run", bundle, *ASK, "--image", photograph, "--json").json
+    assert (found["text"], found["token_ids"]) == (text, list(stream.token_ids))
+
+
+def test_a_bundle_is_replaced_by_a_newer_one(call: Call, pristine: Path, recipe: Path, bundle: Path) -> None:
+    before = contents(bundle)
+    assert call("export", pristine, "-o", bundle, "-c", recipe, "--precision", "fp32").code == 0
+    after = contents(bundle)
+    assert after["ort-cpu/language.data"] != before["ort-cpu/language.data"]
+    assert call("verify", bundle).code == 0
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+    link = bundle.parent / "link"
+    link.symlink_to(bundle)
+    assert call("export", pristine, "-o", link, "-c", recipe).code == 0
+    assert link.is_symlink()
+    assert contents(bundle) == before
+
+
+def test_blocks_that_do_not_divide_the_hidden_size(call: Call, pristine: Path, recipe: Path, tmp_path: Path) -> None:
+    """64 columns in blocks of 128: the matrices and the embedding table are padded, and no figure suffers."""
+    path = tmp_path / "wide.yaml"
+    raw = json.loads(recipe.read_text())
+    path.write_text(json.dumps({**raw, "decoder_weights": {"block_size": 128}, "embedding_bits": 8}))
+    assert call("export", pristine, "-o", tmp_path / "bundle", "-c", path).code == 0
+    quality = json.loads((tmp_path / "bundle/report.json").read_text())["variants"]["ort-cpu"]["stages"]
+    assert quality["embed_tokens"]["cosine"] > 0.9999
+    assert quality["decode"]["cosine"] > 0.8
+
+
+def recipe_with(tmp_path: Path, **changes: Any) -> Path:
+    path = tmp_path / "changed.yaml"
+    path.write_text(json.dumps(changes))
+    return path
+
+
+BAD_RECIPES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "unknown key": ({"chunk_sise": 3}, 3, r"changed\.yaml: unknown key 'chunk_sise' \(did you mean 'chunk_size'"),
+    "unknown key inside": ({"thresholds": {"kl": 1}}, 3, r"changed\.yaml\.thresholds: unknown key 'kl'"),
+    "unknown target": ({"targets": ["ort-cpx"]}, 3, r"changed\.yaml: unknown target 'ort-cpx' \(did you mean ort-cpu"),
+    "wrong type": ({"vision_batch": "4"}, 3, "vision_batch: expected int"),
+    "no such image": ({"calibration": {"images": ["gone.png"]}}, 3, r"gone\.png' does not exist"),
+    "no such text": ({"calibration": {"text": "gone.txt"}}, 3, r"gone\.txt' cannot be read"),
+    "grids beyond the context": ({"tiling": {"grids": [[20, 20]]}}, 3, r"take \d+ positions, the model has 512"),
+    "thresholds that nothing meets": (
+        {"calibration": {"tokens": 64}, "thresholds": {"stage_cosine": 1, "logits_kl": 0, "top1": 1}},
+        4,
+        "differs too much from the checkpoint: .*vision_encoder cosine 0.9.*logits KL.*set other thresholds",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECIPES)
+def test_bad_recipe(name: str, call: Call, pristine: Path, bundle: Path, tmp_path: Path) -> None:
+    changes, code, pattern = BAD_RECIPES[name]
+    before = contents(bundle.parent)
+    for output in (bundle, bundle.parent / "new"):
+        call("export", pristine, "-o", output, "-c", recipe_with(tmp_path, **changes)).failed(code, pattern)
+    # The old bundle is as it was, and no new one, whole or not, has come.
+    assert contents(bundle.parent) == before
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+    assert call("run", bundle, *ASK).code == 0
+
+
+def test_a_bad_calibration_image(call: Call, pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    path = recipe_with(tmp_path, calibration={"images": ["text.png"]})
+    call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, r"text\.png is not an image")
+    (tmp_path / "short.txt").write_text("a b c")
+    path = recipe_with(tmp_path, calibration={"text": "short.txt"})
+    call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, r"short\.txt' is too short")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "pattern"),
+    [
+        (["--target", "ort-gpu"], 2, r"unknown target 'ort-gpu' \(did you mean ort-cpu"),
+        (["--max-seq-len", 513], 2, "--max-seq-len 513 exceeds the model's 512 positions"),
+        (["--max-seq-len", 100], 2, r"--max-seq-len 100 is too small: .* take \d+ positions \(raise it"),
+        (["--max-seq-len", 0], 2, "max-seq-len"),
+        (["--chunk-size", 5000], 3, "chunk_size is 5000, not between 1 and 4096"),
+        (["-c", "gone.yaml"], 3, r"gone\.yaml: cannot be read: No such file"),
+        (["--precision", "int2"], 2, "precision"),
+    ],
+)
+def test_bad_options(
+    options: list[object], code: int, pattern: str, call: Call, pristine: Path, recipe: Path, tmp_path: Path
+) -> None:
+    given = options if "-c" in options else ["-c", recipe, *options]
+    call("export", pristine, "-o", tmp_path / "bundle", *given).failed(code, pattern)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_no_bundle_is_left_alone(call: Call, pristine: Path, recipe: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    (place / "photos").mkdir(parents=True)
+    (place / "photos" / "cat.jpg").write_bytes(b"cat")
+    (place / "file").write_text("file")
+    shutil.copytree(pristine, place / "checkpoint")
+    before = contents(place)
+    for output, code, pattern in (
+        (place / "file", 2, "file: exists and is not a directory"),
+        (place / "photos", 2, r"photos: exists and holds cat\.jpg, which is not part of a bundle"),
+        (place, 2, "exists and holds .*, which is not part of a bundle"),
+        (place / "checkpoint", 2, "exists and holds .*, which is not part of a bundle"),
+        (place / "file" / "bundle", 5, "bundle: cannot be written"),
+        ("/", 2, "cannot be a bundle's directory"),
+        (place / ("x" * 300), 5, "cannot be written: File name too long|File name too long"),
+    ):
+        call("export", pristine, "-o", output, "-c", recipe).failed(code, pattern)
+    assert contents(place) == before
+
+
+def test_a_bundle_with_something_of_the_users_in_it_is_left_alone(
+    call: Call, pristine: Path, recipe: Path, bundle: Path
+) -> None:
+    (bundle / "notes.txt").write_text("mine")
+    before = contents(bundle)
+    call("export", pristine, "-o", bundle, "-c", recipe).failed(2, r"holds notes\.txt, which is not part of a bundle")
+    assert contents(bundle) == before
