@@ -11,9 +11,12 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, UsageError
 
@@ -35,18 +38,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character is no reason to lose an answer.
             stream.reconfigure(errors="backslashreplace")
+    pressed = threading.Event()
     try:
         from pocketvlm.toolchain.commands.application import ReaderGoneError, run_command
 
         try:
-            return run_command(given)
+            with _noting_interrupts(pressed):
+                return run_command(given)
         except ReaderGoneError:
             return _leave_quietly()
-    except BaseException as error:
+    except BaseException as caught:
+        unexpected = not isinstance(caught, PocketVLMError) and pressed.is_set()
+        error = KeyboardInterrupt() if unexpected else caught
         try:
             return _report(error, as_json="--json" in flags, debug="--debug" in flags)
         except BrokenPipeError:
             return _leave_quietly()
+
+
+@contextmanager
+def _noting_interrupts(pressed: threading.Event) -> Iterator[None]:
+    """Remember Ctrl-C: inside an extension, the exception that it raises can be replaced by another one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:

@@ -491,3 +491,19 @@ def test_progress_on_a_terminal_draws_bars_on_stderr(capsys: pytest.CaptureFixtu
     silent.note("x")
     silent.estimate(1, 1, 1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_that_an_extension_turned_into_another_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallow(arguments: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+        return 0
+
+    monkeypatch.setattr("pocketvlm.toolchain.commands.application.run_command", swallow)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
