@@ -21,12 +21,14 @@ from typing import BinaryIO
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.manifest import (
+    MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     FileSpec,
     Manifest,
     VariantSpec,
     check_relative_path,
+    manifest_hash,
     parse_manifest,
 )
 
@@ -54,7 +56,8 @@ class Bundle:
         """Open a bundle directory or zip.
 
         Args:
-            verify: compare every file's sha256 with the manifest. Presence, sizes and surplus files are always checked.
+            verify: compare every file's sha256 with the manifest. The manifest's own hash, presence, sizes and surplus
+                files are always checked.
 
         Raises:
             BundleError: not a bundle, damaged, incomplete, with surplus files, links or unsafe paths, or of a newer schema.
@@ -131,7 +134,8 @@ def _check_directory(directory: Path, verify: bool) -> Manifest:
     manifest = _read_manifest(directory)
     expected = {item.path: item for item in manifest.files}
     found = dict(_walk(directory))
-    found.pop(MANIFEST_NAME, None)
+    for name in (MANIFEST_NAME, MANIFEST_HASH_NAME):
+        found.pop(name, None)
     for name, item in expected.items():
         if name not in found:
             raise BundleError(f"{directory / name}: missing from the bundle", _COPY_AGAIN)
@@ -147,18 +151,31 @@ def _check_directory(directory: Path, verify: bool) -> Manifest:
 
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
+    content = _read_small(path)
+    if content is None:
+        raise BundleError(f"{directory}: no {MANIFEST_NAME}", "give the directory that `pocketvlm export` wrote")
+    hashed = _read_small(directory / MANIFEST_HASH_NAME)
+    if hashed is None:
+        raise BundleError(f"{directory / MANIFEST_HASH_NAME}: missing from the bundle", _COPY_AGAIN)
+    if len(content) <= MAX_MANIFEST_BYTES and hashed != manifest_hash(content).encode():
+        raise BundleError(f"{path}: sha256 differs from {MANIFEST_HASH_NAME}: the file is damaged", _COPY_AGAIN)
+    try:
+        return parse_manifest(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BundleError(f"{path}: not UTF-8 text", _COPY_AGAIN) from None
+
+
+def _read_small(path: Path) -> bytes | None:
+    """The content of a regular file, one byte more than a manifest may have at the most; None without the file."""
     try:
         if path.is_symlink():
             raise BundleError(f"{path}: a link, not a file", _COPY_AGAIN)
         with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-        return parse_manifest(content.decode("utf-8"))
+            return file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
-        raise BundleError(f"{directory}: no {MANIFEST_NAME}", "give the directory that `pocketvlm export` wrote") from None
+        return None
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
-    except UnicodeDecodeError:
-        raise BundleError(f"{path}: not UTF-8 text", _COPY_AGAIN) from None
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, int]]:

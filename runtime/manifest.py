@@ -7,6 +7,7 @@ Section additions raise the minor version; anything that a reader must understan
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from pocketvlm.runtime.strict_json import decode
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 MANIFEST_NAME = "manifest.json"
+MANIFEST_HASH_NAME = "manifest.json.sha256"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # An image is brought to the size of its grid, in memory, before it is cut.
 MAX_GRID_PIXELS = 1 << 28
@@ -381,3 +383,8 @@ def to_json(value: Any) -> Any:
 def dump_manifest(manifest: Manifest) -> str:
     """Canonical JSON text: the same manifest always gives the same bytes."""
     return json.dumps(asdict(manifest), indent=1, ensure_ascii=False, sort_keys=False) + "\n"
+
+
+def manifest_hash(content: bytes) -> str:
+    """Text of `manifest.json.sha256` for these bytes of `manifest.json`, in the form that `sha256sum --check` reads."""
+    return f"{hashlib.sha256(content).hexdigest()}  {MANIFEST_NAME}\n"

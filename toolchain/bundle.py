@@ -18,12 +18,14 @@ from types import TracebackType
 from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import (
+    MANIFEST_HASH_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     FileSpec,
     Manifest,
     check_relative_path,
     dump_manifest,
+    manifest_hash,
     parse_manifest,
 )
 from pocketvlm.toolchain.atomic import OutputLock, partial_path, recover, replace_directory, sync_directory
@@ -141,11 +143,11 @@ class BundleWriter:
         complete = replace(manifest, files=tuple(_list_files(self.directory)))
         text = dump_manifest(complete)
         parse_manifest(text)
-        path = self.path(MANIFEST_NAME)
-        with path.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        for name, line in ((MANIFEST_NAME, text), (MANIFEST_HASH_NAME, manifest_hash(text.encode("utf-8")))):
+            with self.path(name).open("w", encoding="utf-8", newline="\n") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
         for folder, _, _ in os.walk(self.directory):
             sync_directory(Path(folder))
         self._verify(self.directory)
@@ -178,7 +180,7 @@ def pack(directory: Path, archive: Path) -> None:
         EnvironmentFault: the archive cannot be written.
     """
     bundle = Bundle.open(directory, verify=True)
-    names = [MANIFEST_NAME, *sorted(item.path for item in bundle.manifest.files)]
+    names = [MANIFEST_NAME, MANIFEST_HASH_NAME, *sorted(item.path for item in bundle.manifest.files)]
     partial = partial_path(archive)
     try:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
@@ -232,7 +234,7 @@ def _manifest_files(output: Path) -> set[str]:
     try:
         with (output / MANIFEST_NAME).open("rb") as file:
             raw = json.loads(file.read(MAX_MANIFEST_BYTES))
-        return {MANIFEST_NAME, *(item["path"] for item in raw["files"] if raw["schema"]["major"] >= 1)}
+        return {MANIFEST_NAME, MANIFEST_HASH_NAME, *(item["path"] for item in raw["files"] if raw["schema"]["major"] >= 1)}
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return set()
 

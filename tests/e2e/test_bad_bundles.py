@@ -15,7 +15,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.runtime.manifest import manifest_hash, parse_manifest
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.bundle import pack
 
@@ -111,17 +111,24 @@ def as_link(bundle: Path, name: str) -> None:
     (bundle / name).symlink_to(outside)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "ort-cpu", "ort-cpu/language.data", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "ort-cpu", "ort-cpu/language.data", "manifest.json", "manifest.json.sha256"]
+)
 def test_links_are_not_followed(call: Call, bundle: Path, loaded: list[str], name: str) -> None:
     as_link(bundle, name)
     refused(call, bundle, rf"{name}: a link")
     assert loaded == []
 
 
+def write_manifest(bundle: Path, content: bytes) -> None:
+    """As one who tampers with a bundle would: the hash fits."""
+    (bundle / "manifest.json").write_bytes(content)
+    (bundle / "manifest.json.sha256").write_text(manifest_hash(content))
+
+
 def edited(bundle: Path, path: str, value: Any) -> None:
     """Set "a.0.c" of the manifest; `...` deletes it."""
-    file = bundle / "manifest.json"
-    raw = json.loads(file.read_text())
+    raw = json.loads((bundle / "manifest.json").read_text())
     place = raw
     *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
     for key in parents:
@@ -130,7 +137,7 @@ def edited(bundle: Path, path: str, value: Any) -> None:
         del place[last]
     else:
         place[last] = value
-    file.write_text(json.dumps(raw))
+    write_manifest(bundle, json.dumps(raw).encode())
 
 
 STAGE = "variants.0.stages.decode"
@@ -175,23 +182,34 @@ def test_tampered_manifest(call: Call, bundle: Path, loaded: list[str], name: st
     ids=["empty", "cut", "list", "binary", "deep", "huge"],
 )
 def test_a_manifest_that_is_none(call: Call, bundle: Path, content: bytes) -> None:
-    (bundle / "manifest.json").write_bytes(content)
+    write_manifest(bundle, content)
     refused(call, bundle, r"manifest\.json")
 
 
-def test_a_flipped_bit_in_the_manifest_never_crashes(call: Call, bundle: Path) -> None:
-    """The manifest holds the hashes and has none itself: most flips are found by what it then says."""
-    file = bundle / "manifest.json"
-    intact = file.read_bytes()
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256"])
+def test_a_flipped_bit_in_the_manifest_is_named(call: Call, bundle: Path, loaded: list[str], name: str) -> None:
+    intact = (bundle / name).read_bytes()
+    chosen = random.Random(0)
+    for _ in range(20):
+        flip(bundle / name, chosen.randrange(len(intact)), chosen.randrange(8))
+        refused(call, bundle, r"manifest\.json: sha256 differs from manifest\.json\.sha256")
+        (bundle / name).write_bytes(intact)
+    assert loaded == []
+
+
+def test_a_tampered_manifest_never_crashes(call: Call, bundle: Path) -> None:
+    """Flipped bits with a hash that fits: most are found by what the manifest then says."""
+    intact = (bundle / "manifest.json").read_bytes()
     chosen = random.Random(0)
     codes = []
     for _ in range(100):
-        flip(file, chosen.randrange(len(intact)), chosen.randrange(8))
+        content = bytearray(intact)
+        content[chosen.randrange(len(intact))] ^= 1 << chosen.randrange(8)
+        write_manifest(bundle, bytes(content))
         result = call("run", bundle, *QUESTION)
         codes.append(result.code)
         if result.code:
             result.failed(result.code, "")
-        file.write_bytes(intact)
     assert set(codes) <= {0, 3, 5}
     assert codes.count(3) > 70
 
@@ -235,7 +253,7 @@ def test_verify_notices_other_numbers(call: Call, bundle: Path, exported: Callab
     for item in manifest["files"]:
         if item["path"] == "report.json":
             item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(bundle, json.dumps(manifest).encode())
     result = call("verify", bundle, "--json")
     result.failed(4, "stage connector gives other numbers here than at export.*cosine -")
     assert result.json["error"]["code"] == "gate_failed"

@@ -17,6 +17,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pocketvlm.runtime.manifest import (
+    MANIFEST_HASH_NAME,
+    MANIFEST_NAME,
     FileSpec,
     GenerationSpec,
     ImageSpec,
@@ -32,6 +34,7 @@ from pocketvlm.runtime.manifest import (
     TokenizerSpec,
     VariantSpec,
     dump_manifest,
+    manifest_hash,
     to_json,
 )
 
@@ -104,11 +107,17 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     """List the directory's files in the manifest and write it."""
     files = []
     for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != "manifest.json":
+        if path.is_file() and path.name not in (MANIFEST_NAME, MANIFEST_HASH_NAME):
             content = path.read_bytes()
             name = path.relative_to(directory).as_posix()
             files.append(FileSpec(name, len(content), hashlib.sha256(content).hexdigest()))
-    (directory / "manifest.json").write_text(dump_manifest(replace(manifest, files=tuple(files))))
+    write_manifest_text(directory, dump_manifest(replace(manifest, files=tuple(files))))
+
+
+def write_manifest_text(directory: Path, text: str) -> None:
+    """Write the manifest and its hash."""
+    (directory / MANIFEST_NAME).write_text(text)
+    (directory / MANIFEST_HASH_NAME).write_text(manifest_hash(text.encode()))
 
 
 def make_bundle(

@@ -14,7 +14,9 @@ import pytest
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import MAX_MANIFEST_BYTES
+from pocketvlm.runtime.manifest import MAX_MANIFEST_BYTES, manifest_hash
+
+from .conftest import write_manifest_text
 
 MakeBundle = Callable[..., Path]
 
@@ -27,10 +29,9 @@ def pack(directory: Path, archive: Path, compression: int = zipfile.ZIP_STORED) 
 
 
 def change_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    path = directory / "manifest.json"
-    content = json.loads(path.read_text())
+    content = json.loads((directory / "manifest.json").read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    write_manifest_text(directory, json.dumps(content))
 
 
 def test_a_whole_bundle_opens(bundle_at: MakeBundle) -> None:
@@ -90,7 +91,27 @@ def damage_no_manifest(directory: Path) -> None:
 
 
 def damage_manifest_text(directory: Path) -> None:
-    (directory / "manifest.json").write_bytes(b"\xff\xfe{")
+    content = b"\xff\xfe{"
+    (directory / "manifest.json").write_bytes(content)
+    (directory / "manifest.json.sha256").write_text(manifest_hash(content))
+
+
+def damage_manifest_flipped(directory: Path) -> None:
+    path = directory / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"alpha": 0.1', b'"alpha": 0.5'))
+
+
+def damage_no_manifest_hash(directory: Path) -> None:
+    (directory / "manifest.json.sha256").unlink()
+
+
+def damage_manifest_hash(directory: Path) -> None:
+    (directory / "manifest.json.sha256").write_text("0" * 64)
+
+
+def damage_manifest_hash_link(directory: Path) -> None:
+    shutil.move(directory / "manifest.json.sha256", directory.parent / "m.sha256")
+    (directory / "manifest.json.sha256").symlink_to(directory.parent / "m.sha256")
 
 
 def damage_manifest_cut(directory: Path) -> None:
@@ -129,7 +150,11 @@ def damage_fifo(directory: Path) -> None:
         (damage_manifest_link, r"manifest\.json: a link"),
         (damage_no_manifest, r"no manifest\.json"),
         (damage_manifest_text, "not UTF-8"),
-        (damage_manifest_cut, "not valid JSON"),
+        (damage_manifest_cut, r"manifest\.json: sha256 differs from manifest\.json\.sha256"),
+        (damage_manifest_flipped, r"manifest\.json: sha256 differs from manifest\.json\.sha256"),
+        (damage_no_manifest_hash, r"manifest\.json\.sha256: missing"),
+        (damage_manifest_hash, r"manifest\.json: sha256 differs"),
+        (damage_manifest_hash_link, r"manifest\.json\.sha256: a link"),
         (damage_manifest_huge, "larger than"),
         (damage_schema, r"schema 2\.0.*update PocketVLM"),
         (damage_path_up, "unsafe file path"),
