@@ -26,12 +26,13 @@ def main() -> None:
     questions = {}
     for number, grid in enumerate(GRIDS, 1):
         screen = make_screen(rng, grid)
-        while len(screen.questions) < 4:
+        while sum(question.kind != "lesson" for question in screen.questions) < 4:
             screen = make_screen(rng, grid)
         name = f"screen-{number}.png"
         out.mkdir(parents=True, exist_ok=True)
         screen.image.save(out / name, optimize=True)
-        kinds = sorted(screen.questions, key=lambda question: ORDER.index(question.kind))
+        asked = [question for question in screen.questions if question.kind != "lesson"]
+        kinds = sorted(asked, key=lambda question: ORDER.index(question.kind))
         short = [question for question in kinds if question.kind != "everything"][:4]
         chosen = short + [question for question in kinds if question.kind == "everything"][: number == 1]
         questions[name] = [[question.text, question.answer] for question in chosen]

@@ -20,6 +20,7 @@ TILE = 160
 TOKEN = 16
 TOKENS_PER_SIDE = TILE // TOKEN
 SLOTS = 3
+EVERYTHING_LINES = 3  # "Read everything." of longer screens is for training alone
 
 TRAIN_FONTS = (
     "Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "OpenSans-Regular.ttf", "OpenSans-Semibold.ttf",
@@ -58,7 +59,7 @@ WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about a screen. `kind` names the row of the score table it counts in."""
+    """One question about a screen. `kind` names the row of the score table it counts in; "lesson" is never asked there."""
 
     kind: str
     text: str
@@ -266,7 +267,8 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     fill = _options_of if rng.random() < 0.28 else _rows_of
     fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
     if layout.everything:
-        layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
+        kind = "everything" if len(layout.everything) <= EVERYTHING_LINES else "lesson"
+        layout.questions.append(Question(kind, "Read everything.", "\n".join(layout.everything)))
     # Only the largest grids may be drawn larger: the tiler would give a bigger grid to the others.
     scale = rng.uniform(1.5, 3.4) if rows * cols >= 6 and rng.random() < 0.35 else 1.0
     image = _draw(layout, (width, height), tuple(tint), ink, scale) if draw else Image.new("RGB", (width, height))
