@@ -57,7 +57,7 @@ def load_image(source: ImageSource, spec: ImageSpec) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, spec)
     if isinstance(source, Image.Image):
-        _check_size(source.size, "the image", spec)
+        check_image_size(source.size, "the image", spec)
         return _decode(source, "the image", owned=False)
     if isinstance(source, bytes):
         return _from_file(io.BytesIO(source), len(source), "the image data", spec)
@@ -124,7 +124,7 @@ def _from_array(array: NDArray[np.uint8], spec: ImageSpec) -> Image.Image:
         raise ImageError(
             f"an array of {array.dtype} and shape {array.shape} is no image", "give uint8 of shape [height, width, 3], RGB"
         )
-    _check_size((array.shape[1], array.shape[0]), "the array", spec)
+    check_image_size((array.shape[1], array.shape[0]), "the array", spec)
     return Image.fromarray(array)
 
 
@@ -144,14 +144,19 @@ def _from_file(file: IO[bytes], length: int, name: str, spec: ImageSpec) -> Imag
         except Exception as error:  # Pillow's readers raise many kinds for a damaged header
             raise ImageError(f"{name} is damaged: {error}", "save the image again") from error
         with opened:
-            _check_size(opened.size, name, spec)
+            check_image_size(opened.size, name, spec)
             # A JPEG that carries further pictures (depth, gain map, preview) is a photograph; its first one is meant.
             if opened.format != "MPO" and getattr(opened, "is_animated", False):
                 raise ImageError(f"{name} holds several frames or pages", "save the one that is meant as a PNG")
             return _decode(opened, name, owned=True)
 
 
-def _check_size(size: tuple[int, int], name: str, spec: ImageSpec) -> None:
+def check_image_size(size: tuple[int, int], name: str, spec: ImageSpec) -> None:
+    """Refuse an image by its (width, height) in pixels; `name` stands for it in the message.
+
+    Raises:
+        ImageError: no pixels, more than `spec.max_pixels`, or a side more than 200 times the other.
+    """
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} has no pixels ({width}x{height})", "give an image of at least one pixel")

@@ -292,20 +292,23 @@ def _check(conversation: tuple[Message, ...], spec: PromptSpec, add_generation_p
         if previous and (previous, message.role) not in pairs:
             followers = {after for before, after in pairs if before == previous}
             raise PromptError(f"{where} may not follow {previous}", f"after {previous} comes {_listed(followers) or 'nothing'}")
-        _check_parts(message, where, spec)
+        _check_parts(message, where, spec, len(conversation) == 1)
         previous = message.role
     closers = {key.removesuffix(IMAGE_SORT) for key in (spec.generation if add_generation_prompt else spec.end)}
     if previous not in closers:
         raise PromptError(f"message {len(conversation) - 1} ({previous}) may not come last", f"end with {_listed(closers)}")
 
 
-def _check_parts(message: Message, where: str, spec: PromptSpec) -> None:
+def _check_parts(message: Message, where: str, spec: PromptSpec, alone: bool) -> None:
     texts = [part for part in message.parts if isinstance(part, str)]
     has_images = len(texts) < len(message.parts)
     if has_images and message.role != IMAGE_ROLE:
         raise PromptError(f"{where}: an image cannot stand here", "images belong into user messages")
     if message.role == IMAGE_ROLE and not has_images and not "".join(texts).strip():
-        raise PromptError(f"{where}: the prompt is empty", "write a question or add an image")
+        # Where there is only one message, its number says nothing to whoever wrote it.
+        raise PromptError(
+            "the prompt is empty" if alone else f"{where}: the prompt is empty", "write a question or add an image"
+        )
     if not message.parts or (message.role not in spec.blank and not all(text.strip() for text in texts)):
         raise PromptError(f"{where} holds an empty text, which this model's chat template does not take", "leave it out")
     for text in texts:

@@ -55,7 +55,9 @@ class Trace:
         try:
             Path(path).write_text(json.dumps(self.to_json()), encoding="utf-8")
         except OSError as error:
-            raise EnvironmentFault(f"{path}: the trace cannot be written: {error.strerror}") from error
+            raise EnvironmentFault(
+                f"{path}: the trace cannot be written: {error.strerror}", "name a file in a folder that exists"
+            ) from error
 
     def _record(self, name: str, start: int, end: int, arguments: dict[str, Any]) -> None:
         thread = threading.get_ident()

@@ -14,6 +14,7 @@ from pocketvlm.toolchain.backends import BACKENDS
 
 MAX_RECIPE_BYTES = 1024 * 1024
 MAX_CONTEXT = 1 << 24
+MAX_CHUNK = 4096
 
 Precision = Literal["paper", "fp32"]
 
@@ -123,7 +124,7 @@ class ExportRecipe:
     def __post_init__(self) -> None:
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise RecipeError(f"recipe: targets {list(self.targets)} must be at least one, each once")
-        _within("chunk_size", self.chunk_size, 1, 4096)
+        _within("chunk_size", self.chunk_size, 1, MAX_CHUNK)
         _within("vision_batch", self.vision_batch, 1, 64)
         _within("calibration.tokens", self.calibration.tokens, 1, 1 << 24)
         _within("thresholds.stage_cosine", self.thresholds.stage_cosine, -1.0, 1.0)

@@ -124,6 +124,8 @@ def test_the_commands_are_those_of_the_design(call: Call) -> None:
         (["export", "c"], "--output"),
         (["export", "c", "-o", "b", "--precision", "int3"], "precision"),
         (["export", "c", "-o", "b", "--target", "ort-gpu"], r"unknown target 'ort-gpu' \(did you mean ort-cpu\?\)"),
+        (["export", "c", "-o", "b", "--chunk-size", "5000"], "chunk-size"),
+        (["export", "c", "-o", "b", "--max-seq-len", str(1 << 25)], "max-seq-len"),
         (["doctor", "--target", "ort-cpx"], "did you mean ort-cpu"),
         (["bench", "b", "--json", "--markdown"], "exclude each other"),
         (["list", "colours"], "colours"),
@@ -375,6 +377,17 @@ def test_inspect_size_is_the_tile_plan(call: Call, bundle_at: BundleAt, size: st
     bundle = bundle_at()
     assert call("inspect", bundle, "--size", size, "--json").json == plan
     assert f"grid {grid[0]}x{grid[1]}, {tiles} tiles" in call("inspect", bundle, "--size", size).out
+
+
+def test_inspect_size_refuses_what_run_would(call: Call, bundle_at: BundleAt) -> None:
+    call("inspect", bundle_at(), "--size", "100000x100000").failed(3, "100000x100000 pixels, more than the allowed")
+    call("inspect", bundle_at(), "--size", "1000x2").failed(3, "one side is more than 200 times the other")
+
+
+def test_an_unwritable_trace_is_known_before_the_answer(call: Call, bundle_at: BundleAt, tmp_path: Path) -> None:
+    result = call("run", bundle_at(chain=REPLY), "w5", "--trace", tmp_path / "absent" / "trace.json")
+    result.failed(5, "the trace cannot be written: No such file or directory")
+    assert result.out == ""
 
 
 def fake_module(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:

@@ -253,7 +253,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
         [user("a"), {"role": "assistant", "content": [{"type": "image"}]}, user("b")],
         "image cannot stand here",
     ),
-    "empty prompt": ([user("")], r"message 0 \(user\): the prompt is empty"),
+    "empty prompt": ([user("")], r"\Athe prompt is empty"),
+    "empty second prompt": (
+        [user("a"), {"role": "assistant", "content": "b"}, user("")],
+        r"message 2 \(user\): the prompt is empty",
+    ),
     "blank prompt": ([user(" \n", "\t")], "the prompt is empty"),
     "no part": ([user()], "the prompt is empty"),
     "blank text beside an image": ([user(None, " ")], r"message 0 \(user\) holds an empty text"),

@@ -12,6 +12,7 @@ import typer
 
 from pocketvlm import __version__
 from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.toolchain.recipe import MAX_CHUNK, MAX_CONTEXT
 
 app = typer.Typer(
     help="Put a vision-language model on a phone: export a checkpoint to a bundle, and ask it.",
@@ -92,8 +93,12 @@ def _export(
     precision: Annotated[
         Literal["paper", "fp32"] | None, typer.Option(help="paper: INT8 vision, INT4 decoder, INT8 cache; fp32: unquantized.")
     ] = None,
-    max_seq_len: Annotated[int | None, typer.Option(min=1, metavar="N", help="Capacity of the KV cache.")] = None,
-    chunk_size: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most tokens of one prefill call.")] = None,
+    max_seq_len: Annotated[
+        int | None, typer.Option(min=1, max=MAX_CONTEXT, metavar="N", help="Capacity of the KV cache.")
+    ] = None,
+    chunk_size: Annotated[
+        int | None, typer.Option(min=1, max=MAX_CHUNK, metavar="N", help="Most tokens of one prefill call.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
     debug: Debug = False,
 ) -> None:

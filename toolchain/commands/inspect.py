@@ -11,7 +11,8 @@ from rich.filesize import decimal
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import MANIFEST_NAME, ImageTokensSpec, TilingSpec, VariantSpec, to_json
+from pocketvlm.runtime.image import check_image_size
+from pocketvlm.runtime.manifest import MANIFEST_NAME, ImageSpec, ImageTokensSpec, TilingSpec, VariantSpec, to_json
 from pocketvlm.runtime.tiling import plan_tiles
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
@@ -26,6 +27,7 @@ def inspect(path: str, size: str | None, as_json: bool) -> None:
 
     Raises:
         UsageError: `size` is malformed.
+        ImageError: an image of that size would be refused.
         PocketVLMError: see `Bundle.open`, `Checkpoint.open`.
     """
     width_height = None if size is None else _parse_size(size)
@@ -50,7 +52,7 @@ def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> 
     try:
         manifest = bundle.manifest
         if size is not None:
-            _show_plan(size, manifest.tiling, manifest.image_tokens, as_json)
+            _show_plan(size, manifest.image, manifest.tiling, manifest.image_tokens, as_json)
             return
         sizes = {item.path: item.bytes for item in manifest.files}
         report = read_report(bundle) if REPORT_NAME in sizes else {}
@@ -131,7 +133,7 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
     with Checkpoint.open(path) as checkpoint:
         spec, rename = describe(checkpoint)
         if size is not None:
-            _show_plan(size, spec.tiling, spec.image_tokens, as_json)
+            _show_plan(size, spec.image, spec.tiling, spec.image_tokens, as_json)
             return
         weights = CanonicalWeights(checkpoint, spec, rename)
         recipe = ExportRecipe()
@@ -184,7 +186,8 @@ def _tiling_line(tiling: dict[str, Any], tokens: dict[str, Any]) -> str:
     )
 
 
-def _show_plan(size: tuple[int, int], tiling: TilingSpec, tokens: ImageTokensSpec, as_json: bool) -> None:
+def _show_plan(size: tuple[int, int], image: ImageSpec, tiling: TilingSpec, tokens: ImageTokensSpec, as_json: bool) -> None:
+    check_image_size(size, "such an image", image)
     plan = plan_tiles(*size, tiling, tokens)
     if as_json:
         print_json(plan.to_json())

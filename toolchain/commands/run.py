@@ -35,6 +35,8 @@ def run(
     """
     text = check_text(prompt) if prompt is not None else _read_prompt()
     trace = Trace(enabled=trace_path is not None)
+    if trace_path is not None:
+        trace.save(trace_path)  # a path that cannot be written is known before the answer, not after it
     with VlmSession.open(bundle, target=target, trace=trace) as session:
         shown = [{"type": "image", "image": session.encode(path)} for path in images]
         messages = [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
