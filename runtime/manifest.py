@@ -35,6 +35,8 @@ CacheProtocol = Literal["in_place", "columns"]
 
 @dataclass(frozen=True, slots=True)
 class SchemaVersion:
+    """Version of the format; docs/bundle.md says what raises which number."""
+
     major: int
     minor: int
 
@@ -245,6 +247,8 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class FileSpec:
+    """One file of the bundle: relative path, size, and SHA-256 in lower-case hexadecimal."""
+
     path: str
     bytes: int
     sha256: str

@@ -76,6 +76,7 @@ class Item:
 
     @property
     def kind(self) -> Literal["text", "image"]:
+        """What the part is."""
         return "image" if isinstance(self.part, ImagePart) else "text"
 
     @property

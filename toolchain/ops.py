@@ -31,25 +31,32 @@ class Ops(Protocol[V]):
     def prepend_parameter(self, x: V, name: str) -> V:
         """Parameter [D] put before x [B, L, D] -> [B, L + 1, D]."""
 
-    def layer_norm(self, x: V, name: str, *, eps: float) -> V: ...
+    def layer_norm(self, x: V, name: str, *, eps: float) -> V:
+        """Over the last dimension of x [..., D], times weight [D], plus bias [D]."""
 
-    def rms_norm(self, x: V, name: str, *, eps: float) -> V: ...
+    def rms_norm(self, x: V, name: str, *, eps: float) -> V:
+        """x [..., D] over the root of its mean square in the last dimension, times weight [D]."""
 
     def activation(self, x: V, kind: str) -> V:
         """kind: gelu, gelu_pytorch_tanh, quick_gelu, silu or relu."""
 
-    def add(self, a: V, b: V) -> V: ...
+    def add(self, a: V, b: V) -> V:
+        """a + b, broadcast as numpy does."""
 
-    def multiply(self, a: V, b: V) -> V: ...
+    def multiply(self, a: V, b: V) -> V:
+        """a * b, element by element, broadcast as numpy does."""
 
     def reshape(self, x: V, shape: Sequence[int]) -> V:
         """0 keeps a dimension, -1 is inferred."""
 
-    def transpose(self, x: V, permutation: Sequence[int]) -> V: ...
+    def transpose(self, x: V, permutation: Sequence[int]) -> V:
+        """Dimension i of the result is dimension permutation[i] of x."""
 
-    def concat(self, values: Sequence[V], axis: int) -> V: ...
+    def concat(self, values: Sequence[V], axis: int) -> V:
+        """The values one after the other along `axis`."""
 
-    def slice(self, x: V, axis: int, start: int, stop: int) -> V: ...
+    def slice(self, x: V, axis: int, start: int, stop: int) -> V:
+        """Elements start to stop - 1 of `axis`."""
 
     def pad_end(self, x: V, axis: int, count: int) -> V:
         """Append `count` zeros along `axis`."""

@@ -25,6 +25,7 @@ class Findings:
         self._trims: dict[Side, dict[str, tuple[str, bool]]] = {"left": {}, "right": {}}
 
     def copy(self) -> Findings:
+        """Findings that can be changed without changing these."""
         return deepcopy(self)
 
     def note_text(self, joint: Joint, text: str) -> None:

@@ -51,6 +51,7 @@ class EagerCache:
 
     @property
     def length(self) -> int:
+        """Positions that the cache holds."""
         first = self.keys[0] if self.keys else None
         return 0 if first is None else first.shape[2]
 

@@ -102,6 +102,7 @@ class CanonicalWeights:
 
     @property
     def parameter_count(self) -> int:
+        """Number of parameters of the tensors that are exported."""
         total = 0
         for shape in self.shapes.values():
             count = 1

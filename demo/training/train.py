@@ -191,7 +191,7 @@ def misread(labels: Tensor, share: float) -> Tensor:
 
 
 def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
-    rng = random.Random(arguments.seed)
+    grids, rng = random.Random(arguments.seed), random.Random(1000 * arguments.seed + RANK)
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
     embedding = model.language_model.model.embed_tokens.weight
     frozen = embedding.detach().clone()
@@ -199,7 +199,7 @@ def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
     trainer = Trainer(parameters, arguments, 2e-3)
     report = Reporter("decoder", arguments)
     for step, share in trainer.steps():
-        grid = pick_grid(rng, 1.0 if arguments.start else share)
+        grid = pick_grid(grids, 1.0 if arguments.weights else share)
         count = {1: 12, 2: 8, 4: 5, 6: 4, 8: 3}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid, draw=False) for _ in range(count)]
         ids, mask = stack_text(rng, screens, 240)
@@ -222,7 +222,8 @@ def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
 
 
 def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
-    rng = random.Random(arguments.seed + 1)
+    rng = random.Random(1000 * (arguments.seed + 1) + RANK)
+    batch = max(1, 8 // PROCESSES)
     targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
     parameters = [*model.vision_tower.named_parameters(), *model.multi_modal_projector.named_parameters()]
     trainer = Trainer(parameters, arguments, 3e-3)
@@ -240,7 +241,7 @@ def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
             # Blank tiles teach little: most of them are left out.
             pool += [(tile, label) for tile, label in zip(tiles, labels, strict=True) if label.any() or rng.random() < 0.1]
         rng.shuffle(pool)
-        chosen, pool = pool[:8], pool[8:]
+        chosen, pool = pool[:batch], pool[batch:]
         with half():
             tokens = model.encode_tiles(normalise(np.stack([tile for tile, _ in chosen])))
         loss, accuracy = targets.loss(tokens, torch.stack([label for _, label in chosen]))
@@ -257,7 +258,7 @@ def train_joint(model: DemoModel, arguments: argparse.Namespace) -> None:
     trainer = Trainer(model.named_parameters(), arguments, 1e-3)
     report = Reporter("joint", arguments)
     for step, share in trainer.steps():
-        grid = pick_grid(grids, 1.0 if arguments.start else share, 0.5)
+        grid = pick_grid(grids, 1.0 if arguments.weights else share, 0.5)
         count = {1: 6, 2: 4, 4: 2, 6: 2, 8: 1}[grid[0] * grid[1]]
         screens = [make_screen(rng, grid) for _ in range(count)]
         ids, mask = stack_text(rng, screens, 260)
@@ -311,7 +312,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, help="peak learning rate")
-    parser.add_argument("--start", type=Path, help="go on from these weights; give another --seed")
+    parser.add_argument("--weights", type=Path, help="go on from these weights; give another --seed")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
@@ -319,8 +320,8 @@ def main() -> None:
     start_as_local_filters(model.vision_tower)
     if PROCESSES > 1:
         distributed.init_process_group("gloo")
-    if arguments.start is not None:
-        model.load_state_dict({name: value.float() for name, value in load_file(arguments.start).items()})
+    if arguments.weights is not None:
+        model.load_state_dict({name: value.float() for name, value in load_file(arguments.weights).items()})
     elif arguments.stage == "joint":
         model.load_state_dict(load_file(arguments.work / "decoder.safetensors"))
         seen = load_file(arguments.work / "vision.safetensors")

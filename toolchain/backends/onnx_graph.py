@@ -75,10 +75,12 @@ class GraphWriter:
         self._count = 0
 
     def input(self, spec: TensorSpec) -> str:
+        """Declare an input of the graph; its name is the value."""
         self._inputs.append(helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.shape)))
         return spec.name
 
     def output(self, spec: TensorSpec) -> None:
+        """Declare an output of the graph; `rename_output` or a node must make it."""
         self._outputs.append(helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.shape)))
 
     def fresh(self, hint: str) -> str:
@@ -112,6 +114,7 @@ class GraphWriter:
         return self._constants[key]
 
     def integers(self, *values: int) -> str:
+        """A constant int64 [len(values)]."""
         return self.constant(np.array(values, np.int64))
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
@@ -153,6 +156,7 @@ class GraphWriter:
         return any(tensor.data_location == TensorProto.EXTERNAL for tensor in self._initializers.values())
 
     def save(self, path: Path) -> None:
+        """Write the model; the same calls always give the same bytes."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pocketvlm")
