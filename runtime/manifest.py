@@ -68,7 +68,7 @@ class ImageSpec:
     """How pixels become numbers: value * rescale, minus mean, divided by std, per RGB channel.
 
     Attributes:
-        background: RGB value, 0 to 255, of padding and of what lies behind transparent pixels.
+        background: RGB value, 0 to 255, of padding. (What lies behind transparent pixels is white.)
         max_pixels: larger images are refused before they are decoded.
     """
 
