@@ -109,7 +109,7 @@ def _width(name: str, size: int, text: str) -> float:
 
 
 def _pseudo_word(rng: random.Random) -> str:
-    syllables = rng.randrange(1, 4)
+    syllables = rng.randrange(1, 3)
     word = "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(syllables))
     return (word + rng.choice(["", "n", "r", "s", "l", "t"])).capitalize()
 
@@ -117,7 +117,7 @@ def _pseudo_word(rng: random.Random) -> str:
 def _value(rng: random.Random) -> str:
     kind = rng.randrange(9)
     if kind == 0:
-        return str(rng.randrange(10 ** rng.randrange(1, 6)))
+        return str(rng.randrange(10 ** rng.randrange(1, 5)))
     if kind == 1:
         return f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
     if kind == 2:
@@ -129,7 +129,7 @@ def _value(rng: random.Random) -> str:
     if kind == 5:
         return f"{rng.randrange(1, 32)} {rng.choice(MONTHS)}"
     if kind == 6:
-        return "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ0123456789") for _ in range(rng.randrange(2, 6)))
+        return "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ0123456789") for _ in range(rng.randrange(2, 5)))
     if kind == 7:
         return f"{rng.randrange(101)}%"
     return rng.choice(WORDS)
@@ -168,7 +168,7 @@ def _rows_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tup
         is_switch = switches and rng.random() < 0.5
         value = rng.choice(("On", "Off")) if is_switch else _value(rng)
         if style == "chat":
-            value = " ".join(rng.choice(WORDS) for _ in range(rng.randrange(1, 4)))
+            value = " ".join(rng.sample(WORDS, rng.randrange(1, 3)))
         key_text = key + (":" if style in ("colon", "chat") else "")
         gap = _width(name, size, " ") * (1 if style != "right" else 2)
         room = width - _width(name, size, key_text) - gap
@@ -197,7 +197,7 @@ def _options_of(rng: random.Random, layout: _Layout, name: str, size: int, box: 
     left, top, right, bottom = box
     pitch_min = size * 1.35
     most = max(1, int((bottom - top) / pitch_min))
-    count = min(rng.randrange(2, 8), most)
+    count = min(rng.randrange(2, 6), most)
     if count < 2:
         return
     pitch = min((bottom - top) / count, pitch_min * rng.uniform(1.0, 1.8))
