@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ class Workshop:
     Attributes:
         encode: starts the encoding of an image source.
         image_token_id: what the repetition penalty sees of an image, as in transformers.
-        max_length: most positions of prompt and answer together.
+        max_length: most positions of the KV cache that prompt and answer may take.
         figures: the session's part of the metrics.
         resident: what each position of the KV cache stands for: a token id, or (image key, number).
     """
@@ -78,9 +79,10 @@ class Answer:
         self._images_were_done = False
         self._prompt_tokens = 0
         self._reused = 0
+        self._computed = 0
         self._first_text: float | None = None
         self._prefill_seconds = 0.0
-        self._decode_seconds = 0.0
+        self._decoding = _Stopwatch()
         self._decode_engine_seconds = 0.0
         self._steps = 0
 
@@ -165,6 +167,7 @@ class Answer:
             return workshop.decoder.prefill(rows, self._reused, self._cancelled.is_set)
         finally:
             self._prefill_seconds = time.perf_counter() - start
+            self._computed = workshop.decoder.length - self._reused
 
     def _decode(self, rows: PromptRows, logits: NDArray[Any]) -> Generator[str, None, StopReason]:
         workshop = self._workshop
@@ -172,23 +175,27 @@ class Answer:
         seen = {key if isinstance(key, int) else workshop.image_token_id for key in rows.keys}
         sampler = Sampler(self._sampling, seen)
         token = sampler.sample(logits)
-        while True:
-            reason = self._reason_before(token)
-            if reason is not None:
-                break
-            self.token_ids.append(token)
-            piece, stopped = self._stop.push(stream.push(token))
-            yield from self._emit(piece)
-            if stopped:
-                return "stop_string"
-            reason = self._reason_after()
-            if reason is not None:
-                break
-            began, engine = time.perf_counter(), workshop.decoder.engine_seconds
-            token = sampler.sample(workshop.decoder.step(token))
-            self._decode_engine_seconds += workshop.decoder.engine_seconds - engine
-            self._decode_seconds += time.perf_counter() - began
-            self._steps += 1
+        prefilled = workshop.decoder.engine_seconds
+        try:
+            while True:
+                reason = self._reason_before(token)
+                if reason is not None:
+                    break
+                self.token_ids.append(token)
+                piece, stopped = self._stop.push(stream.push(token))
+                yield from self._emit(piece)
+                if stopped:
+                    return "stop_string"
+                reason = self._reason_after()
+                if reason is not None:
+                    break
+                # From here to the text of the step's token; the first token came from the prefill.
+                self._decoding.start()
+                token = sampler.sample(workshop.decoder.step(token))
+                self._steps += 1
+        finally:
+            self._decoding.stop()
+            self._decode_engine_seconds = workshop.decoder.engine_seconds - prefilled
         piece, stopped = self._stop.push(stream.finish())
         yield from self._emit(piece if stopped else piece + self._stop.finish())
         return "stop_string" if stopped else reason
@@ -210,7 +217,8 @@ class Answer:
             if self._first_text is None:
                 self._first_text = time.perf_counter()
             self.text += piece
-            yield piece
+            with self._decoding.paused():  # the reader's time is not ours
+                yield piece
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -218,9 +226,8 @@ class Answer:
 
     def _measure(self, reason: StopReason) -> Metrics:
         figures = self._workshop.figures()
-        computed = self._prompt_tokens - self._reused
         first = self._first_text if self._first_text is not None else time.perf_counter()
-        overhead = self._decode_seconds - self._decode_engine_seconds
+        overhead = self._decoding.seconds - self._decode_engine_seconds
         return Metrics(
             load_ms=figures.load_ms,
             vision_ms=sum(image.vision_ms for image in self._images),
@@ -231,8 +238,8 @@ class Answer:
             kv_prefix_reused=self._reused,
             new_tokens=len(self.token_ids),
             ttft_ms=(first - self._start) * 1000,
-            prefill_tok_s=computed / self._prefill_seconds if self._prefill_seconds else 0.0,
-            decode_tok_s=self._steps / self._decode_seconds if self._steps else 0.0,
+            prefill_tok_s=self._computed / self._prefill_seconds if self._prefill_seconds else 0.0,
+            decode_tok_s=self._steps / self._decoding.seconds if self._steps else 0.0,
             overhead_ms_per_token=overhead * 1000 / self._steps if self._steps else 0.0,
             peak_rss_mb=peak_resident_mb(),
             rss_before_release_mb=figures.rss_before_release_mb,
@@ -241,6 +248,32 @@ class Answer:
             backend_requested=figures.backend_requested,
             backend_actual=figures.backend_actual,
         )
+
+
+class _Stopwatch:
+    """Seconds between `start` and `stop`, over several such spans. Both may come twice."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._since is not None:
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop around the body, if it was running."""
+        running = self._since is not None
+        self.stop()
+        yield
+        if running:
+            self.start()
 
 
 class PromptRows:

@@ -167,10 +167,14 @@ def _read_manifest(directory: Path) -> Manifest:
 
 def _read_small(path: Path) -> bytes | None:
     """The content of a regular file, one byte more than a manifest may have at the most; None without the file."""
+    # Neither followed nor waited for: a link may lead out of the bundle, and a pipe never ends.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if path.is_symlink():
             raise BundleError(f"{path}: a link, not a file", _COPY_AGAIN)
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BundleError(f"{path}: neither a file nor a folder", _COPY_AGAIN)
             return file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         return None

@@ -16,11 +16,11 @@ class Turn:
     """One answer at a time per decoder."""
 
     def __init__(self, decoder: Decoder) -> None:
-        # Held while the engine may run, so that `close` can wait for it. Reentrant, because a stream may be dropped, and
-        # so closed, at any point of the thread that holds it.
+        # `engine` is held while the engine may run, so that `close` can wait for it. Both are reentrant, because a stream
+        # may be dropped, and so closed, at any point of the thread that holds them.
         self.engine = threading.RLock()
         self._decoder = decoder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._active: Answer | None = None
         self._closed = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -123,7 +122,7 @@ class Decoder:
             raise ValueError(f"the cache is full: {self.capacity} positions")
         with self._trace.span("decode", position=self.length):
             self._token[0, 0] = token_id
-            self._timed(self._embed_row)
+            self.engine_seconds += self._embed_row.run()
             self._run(self._step, 1)
         logits: NDArray[Any] = self._logits[0]
         return logits
@@ -162,18 +161,11 @@ class Decoder:
 
     def _run(self, bound: _Bound, count: int) -> None:
         self._past[0] = self.length
-        self._timed(bound.run)
+        self.engine_seconds += bound.run.run()
         if self._columns:
             self.cache.append(bound.new, count)
         else:
             self.cache.advance(count)
-
-    def _timed(self, run: BoundRun) -> None:
-        start = time.perf_counter()
-        try:
-            run.run()
-        finally:
-            self.engine_seconds += time.perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True)

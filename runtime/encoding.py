@@ -31,7 +31,6 @@ from pocketvlm.runtime.vision import STAGES, ImageCache, VisionEncoder
 
 ReleasePolicy = Literal["keep", "after_encode", "on_pressure"]
 
-CACHE_BYTES = 256 * 1024 * 1024
 # "on_pressure": below this share of available memory, Android's low-memory killer and Linux' reclaim become busy.
 PRESSURE_SHARE = 0.15
 
@@ -163,12 +162,19 @@ class ImageEncoder:
     Args:
         bundle, variant: specs and, for the image cache's key, the hashes of everything that shapes the tokens.
         vision: the stages.
+        cache_bytes: most memory of the image cache.
         policy: "keep" the stages in memory, release them "after_encode" when no image waits, or "on_pressure": then, if
             less than `PRESSURE_SHARE` of the machine's memory is available (where the system tells; Linux, Android).
     """
 
     def __init__(
-        self, bundle: Bundle, variant: VariantSpec, vision: VisionEncoder, policy: ReleasePolicy, trace: Trace
+        self,
+        bundle: Bundle,
+        variant: VariantSpec,
+        vision: VisionEncoder,
+        policy: ReleasePolicy,
+        cache_bytes: int,
+        trace: Trace,
     ) -> None:
         self._manifest = bundle.manifest
         self._vision = vision
@@ -176,7 +182,7 @@ class ImageEncoder:
         self._trace = trace
         self._newline = _read_newline(bundle)
         self._preprocessing = _preprocessing_hash(bundle, variant)
-        self._cache = ImageCache(CACHE_BYTES)
+        self._cache = ImageCache(cache_bytes)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vision")
         self._lock = threading.Lock()
         self._pending: list[EncodedImage] = []

@@ -24,7 +24,7 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_HASH_NAME = "manifest.json.sha256"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 # An image is brought to the size of its grid, in memory, before it is cut.
-MAX_GRID_PIXELS = 1 << 28
+MAX_GRID_PIXELS = 1 << 25
 
 Fit = Literal["pad", "stretch", "crop"]
 Thumbnail = Literal["never", "several_tiles", "always"]
@@ -165,6 +165,7 @@ class GenerationSpec:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
 
 
@@ -349,6 +350,7 @@ def _check(manifest: Manifest) -> None:
         generation.temperature < 0
         or generation.top_k < 0
         or not 0 < generation.top_p <= 1
+        or not 0 <= generation.min_p <= 1
         or generation.repetition_penalty <= 0
     ):
         raise BundleError("manifest.json: a sampling default under generation is out of range")

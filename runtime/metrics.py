@@ -28,8 +28,8 @@ class Metrics:
         new_tokens: tokens of the answer, without the stop token.
         ttft_ms: from the request to the first text, images and prefill included.
         prefill_tok_s: prompt tokens computed, per second.
-        decode_tok_s: decoder steps per second, sampling and text included; 0 without a step.
-        overhead_ms_per_token: of a decoder step's time, the part outside the engine.
+        decode_tok_s: decoder steps per second, sampling and text included, the reader's time not; 0 without a step.
+        overhead_ms_per_token: of a decoder step's time, the part outside the engine: sampling, text, bookkeeping.
         peak_rss_mb: largest resident memory of the process so far; None where the system does not tell.
         rss_before_release_mb, rss_after_release_mb: resident memory around the latest release of the vision stages;
             None when there was none.

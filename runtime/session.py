@@ -36,6 +36,8 @@ from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.runtime.trace import Trace
 from pocketvlm.runtime.vision import VisionEncoder
 
+DEFAULT_IMAGE_CACHE_MB = 64
+
 __all__ = ["ChatStream", "EncodedImage", "VlmSession"]
 
 
@@ -57,10 +59,13 @@ class VlmSession:
         overlap: bool = True,
         release: ReleasePolicy = "keep",
         max_length: int | None = None,
+        image_cache_mb: int = DEFAULT_IMAGE_CACHE_MB,
         trace: Trace | None = None,
         started: float | None = None,
     ) -> None:
         _check_options(variant, threads, vision_batch, release, max_length)
+        if image_cache_mb < 0:
+            raise UsageError(f"image_cache_mb is {image_cache_mb}", "it must be 0 or more")
         started = time.perf_counter() if started is None else started
         self._bundle = bundle
         self._variant = variant
@@ -88,7 +93,7 @@ class VlmSession:
             except BaseException:
                 sessions.close()
                 raise
-        self._encoder = ImageEncoder(bundle, variant, vision, release, self._trace)
+        self._encoder = ImageEncoder(bundle, variant, vision, release, image_cache_mb << 20, self._trace)
         self._turn = Turn(decoder)
         self._load_ms = (time.perf_counter() - started) * 1000
         self._workshop = Workshop(
@@ -116,6 +121,7 @@ class VlmSession:
         release: ReleasePolicy = "keep",
         verify: bool = True,
         max_length: int | None = None,
+        image_cache_mb: int = DEFAULT_IMAGE_CACHE_MB,
         trace: Trace | None = None,
     ) -> Self:
         """Open a bundle (directory or uncompressed zip) and load one of its variants.
@@ -128,7 +134,9 @@ class VlmSession:
             release: when the vision stages leave memory: never ("keep"), when no image waits to be encoded
                 ("after_encode"), or then if memory is short ("on_pressure"). A new image loads them again.
             verify: compare every file's sha256 with the manifest before anything is loaded.
-            max_length: most positions of prompt and answer together; None takes all that the cache holds.
+            max_length: most positions of the KV cache that prompt and answer may take; None takes all. The answer's last
+                token takes none.
+            image_cache_mb: most memory, in MiB, for the visual tokens of images that may be shown again; 0 keeps none.
             trace: collects what ran when.
 
         Raises:
@@ -148,6 +156,7 @@ class VlmSession:
                 overlap=overlap,
                 release=release,
                 max_length=max_length,
+                image_cache_mb=image_cache_mb,
                 trace=trace,
                 started=started,
             )
@@ -188,7 +197,7 @@ class VlmSession:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        min_p: float = 0.0,
+        min_p: float | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
@@ -200,7 +209,7 @@ class VlmSession:
         Args:
             messages: {"role", "content"} each; a content is a string or a list of {"type": "text", "text": ...} and
                 {"type": "image", "image": ...}, the latter an `EncodedImage` or what `encode` takes.
-            temperature, top_k, top_p, repetition_penalty: see `SamplingOptions`; None takes the checkpoint's default.
+            temperature, top_k, top_p, min_p, repetition_penalty: see `SamplingOptions`; None takes the checkpoint's default.
             stop: texts that end the answer; they are not part of it.
 
         Raises:
@@ -211,7 +220,7 @@ class VlmSession:
             temperature=default.temperature if temperature is None else temperature,
             top_k=default.top_k if top_k is None else top_k,
             top_p=default.top_p if top_p is None else top_p,
-            min_p=min_p,
+            min_p=default.min_p if min_p is None else min_p,
             repetition_penalty=default.repetition_penalty if repetition_penalty is None else repetition_penalty,
             seed=seed,
         )

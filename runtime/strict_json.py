@@ -89,9 +89,13 @@ def _decode_tuple(arguments: Any, value: Any, where: str, error: type[PocketVLME
 
 def _decode_scalar(kind: Any, value: Any, where: str, error: type[PocketVLMError]) -> Any:
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise error(f"{where}: {value!r} is not a finite number")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise error(f"{where}: {_show(value)} is not a finite number")
+        return number
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise error(f"{where}: expected {kind.__name__}, found {_show(value)}")
     return value

@@ -67,10 +67,11 @@ class Tokenizer:
         return frozenset(content for content, token in self._flags.items() if token.special)
 
     @property
-    def vocabulary_size(self) -> int:
-        """Number of tokens that the model splits text into, without the added ones."""
-        size: int = self._backend.get_vocab_size(with_added_tokens=False)
-        return size
+    def largest_text_id(self) -> int:
+        """Largest id that text can become: special tokens are not made from text."""
+        ids = list(self._backend.get_vocab(with_added_tokens=False).values())
+        ids += [self._added[content] for content, token in self._flags.items() if not token.special]
+        return max(ids, default=-1)
 
     def token_id(self, token: str) -> int | None:
         """Id of a token by its exact name, or None."""

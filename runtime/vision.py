@@ -151,7 +151,7 @@ class VisionEncoder:
         if cancelled():
             raise Cancelled("the image encoding was cancelled")
         with self._trace.span(stage, batch=batch, tiles=len(values)):
-            return _run_padded(self._sessions[stage], self._stages[stage], values)
+            return run_stage(self._sessions[stage], self._stages[stage], values)
 
 
 class ImageCache:
@@ -181,7 +181,8 @@ class ImageCache:
                 self._bytes -= self._items.popitem(last=False)[1].nbytes
 
 
-def _run_padded(session: EngineSession, stage: StageSpec, values: Array) -> Array:
+def run_stage(session: EngineSession, stage: StageSpec, values: Array) -> Array:
+    """Outputs of a vision stage for `values` [n, ...]; a fixed batch is filled up with zeros, whose results are dropped."""
     source, target = stage.inputs[0], stage.outputs[0]
     size = source.shape[0]
     if not isinstance(size, int):

@@ -11,14 +11,12 @@ import io
 import json
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, UsageError
+from pocketvlm.toolchain.interrupts import interrupted, noting_interrupts
 
 _READER_GONE = 141
 # What the system says about a path before anyone can tell whether something is there.
@@ -38,44 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a character is no reason to lose an answer.
             stream.reconfigure(errors="backslashreplace")
-    pressed = threading.Event()
     try:
         from pocketvlm.toolchain.commands.application import ReaderGoneError, run_command
 
         try:
-            with _noting_interrupts(pressed):
+            with noting_interrupts():
                 return run_command(given)
         except ReaderGoneError:
             return _leave_quietly()
     except BaseException as caught:
-        unexpected = not isinstance(caught, PocketVLMError) and pressed.is_set()
+        unexpected = not isinstance(caught, PocketVLMError) and interrupted()
         error = KeyboardInterrupt() if unexpected else caught
         try:
             return _report(error, as_json="--json" in flags, debug="--debug" in flags)
         except BrokenPipeError:
             return _leave_quietly()
-
-
-@contextmanager
-def _noting_interrupts(pressed: threading.Event) -> Iterator[None]:
-    """Remember Ctrl-C: inside an extension, the exception that it raises can be replaced by another one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: object) -> None:
-        pressed.set()
-        raise KeyboardInterrupt
-
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:

@@ -81,9 +81,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """Conversations about real images, and real text, as token ids that are not used twice."""
+    """Real images, questions and text: what calibration sees, and what the result is judged by.
+
+    Attributes:
+        conversations: pairs of an image and a question, for calibration.
+        judged: other pairs, if there are any.
+        sequences: text for calibration, float32 [batch, L, H] each.
+        held_out: token ids of text that calibration does not see.
+    """
 
     conversations: list[calibration.Conversation]
+    judged: list[calibration.Conversation]
     sequences: list[Tensor]
     held_out: list[int]
 
@@ -119,8 +127,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             writer.write(spec.image_tokens.newline, newline.numpy().astype("<f4").tobytes())
         for variant in variants:
             root = writer.path("placeholder").parent
-            samples = data.conversations[:_VERIFY_SAMPLES]
-            quality[variant.name] = measure(model, variant, root, samples, data.held_out, _VERIFY_STEPS)
+            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, _VERIFY_STEPS)
             check_thresholds(quality[variant.name], recipe.thresholds)
             progress.advance(1)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
@@ -224,9 +231,10 @@ def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec,
             f"tokenizer.json has no added token {spec.image_token!r}",
             "add the image token that config.json names to the tokenizer",
         )
-    if text.vocabulary_size > spec.decoder.vocab_size:
+    largest = text.largest_text_id
+    if largest >= spec.decoder.vocab_size:
         raise CheckpointError(
-            f"tokenizer.json has {text.vocabulary_size} tokens, the model's vocabulary {spec.decoder.vocab_size}",
+            f"tokenizer.json has a token {largest}, the model's vocabulary only {spec.decoder.vocab_size} entries",
             "the tokenizer and the weights do not belong together",
         )
     # transformers' processors let the tokenizer add its tokens unless the template has written the first one.
@@ -272,7 +280,8 @@ def _calibrate(
 
 
 def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:
-    conversations = calibration.conversations(model, prepared.builder, prepared.images, prepared.prompts)
+    seen, judged = calibration.pairs(len(prepared.images), len(prepared.prompts), _VERIFY_SAMPLES)
+    pictures = calibration.Pictures(model, prepared.builder, prepared.images, prepared.prompts)
     length = min(_TEXT_LENGTH, prepared.capacity)
     wanted = recipe.calibration.tokens + 4 * _VERIFY_STEPS + 64
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
@@ -281,7 +290,12 @@ def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> Calibr
     if len(held_out) <= TEXT_PROMPT:
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")
     tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens
-    return CalibrationData(conversations, calibration.text_sequences(model, rest, tokens, length), held_out)
+    return CalibrationData(
+        [pictures.conversation(*pair) for pair in seen] if recipe.precision != "fp32" else [],
+        [pictures.conversation(*pair) for pair in judged],
+        calibration.text_sequences(model, rest, tokens, length),
+        held_out,
+    )
 
 
 def _images(recipe: ExportRecipe) -> tuple[Path, ...]:
@@ -307,13 +321,16 @@ def _prompts(recipe: ExportRecipe) -> tuple[str, ...]:
 
 
 def _generation(checkpoint: Checkpoint) -> GenerationSpec:
-    if not checkpoint.generation.get("do_sample", False):
-        return GenerationSpec()
+    """What transformers' generate would do with generation_config.json: the penalty always, the rest if it samples."""
     stored = {item.name: checkpoint.generation.get(item.name) for item in fields(GenerationSpec)}
-    values = {"temperature": 1.0} | {name: value for name, value in stored.items() if value is not None}
+    given = {name: value for name, value in stored.items() if value is not None}
+    if checkpoint.generation.get("do_sample", False):
+        values = {"temperature": 1.0, "top_k": 50} | given
+    else:
+        values = {name: value for name, value in given.items() if name == "repetition_penalty"}
     found: GenerationSpec = decode(GenerationSpec, values, "generation_config.json", CheckpointError)
     try:
-        SamplingOptions(found.temperature, found.top_k, found.top_p, repetition_penalty=found.repetition_penalty)
+        SamplingOptions(found.temperature, found.top_k, found.top_p, found.min_p, found.repetition_penalty)
     except UsageError as error:
         raise CheckpointError(f"generation_config.json: {error.message}", error.hint) from None
     return found

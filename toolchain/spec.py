@@ -181,10 +181,19 @@ def check_spec(spec: ModelSpec) -> None:
         "decoder rms_norm_eps": (spec.decoder.norm_eps, 0, 0.1),
         "rope_theta": (spec.decoder.rope.theta, 1, 1e12),
         "rope factor": (spec.decoder.rope.factor, 1e-6, 1e6),
+        "rope low_freq_factor": (spec.decoder.rope.low_freq_factor, 1e-6, 1e6),
+        "rope high_freq_factor": (spec.decoder.rope.high_freq_factor, 1e-6, 1e6),
+        "rope original_max_position_embeddings": (spec.decoder.rope.original_max_positions, 1, 1 << 24),
     }
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise CheckpointError(f"config.json: {name} is {value}, not between {low} and {high}", "the config is damaged")
+    rope = spec.decoder.rope
+    if rope.scaling == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
+        raise CheckpointError(
+            f"config.json: rope high_freq_factor {rope.high_freq_factor} is not above low_freq_factor {rope.low_freq_factor}",
+            "the config is damaged",
+        )
     for token in spec.stop_tokens:
         if not 0 <= token < spec.decoder.vocab_size:
             raise CheckpointError(

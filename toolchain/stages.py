@@ -7,14 +7,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from numpy.typing import NDArray
+import numpy as np
 
 from pocketvlm.runtime.decoder import Decoder
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.protocol import Array, EngineSession
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.vision import STAGES as VISION_STAGES
+from pocketvlm.runtime.vision import run_stage
 
-VISION_STAGES = ("patch_embed", "vision_encoder", "connector")
+__all__ = ["VISION_STAGES", "OpenStages", "open_stages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +28,13 @@ class OpenStages:
     decoder: Decoder
 
     def run(self, name: str, values: Array) -> Array:
-        """Run a vision stage on a batch, one item at a time when its batch is fixed to a larger size."""
-        stage = self.variant.stages[name]
-        return run_single(self.sessions[name], stage.inputs[0].name, stage.outputs[0].name, values, stage.inputs[0].shape[0])
+        """Run a vision stage on `values` [n, ...] as the runtime does: in the variant's batches, the last one filled up.
 
-
-def run_single(session: EngineSession, source: str, target: str, values: Array, batch: int | str) -> Array:
-    """Outputs of a stage for `values` [n, ...]; a fixed batch is filled by repeating the first item."""
-    if isinstance(batch, str):
-        return session.run({source: values})[target]
-    import numpy as np
-
-    results: list[NDArray[np.float32]] = []
-    for start in range(0, len(values), batch):
-        part = values[start : start + batch]
-        missing = batch - len(part)
-        full = np.concatenate([part, np.repeat(part[:1], missing, 0)]) if missing else part
-        results.append(session.run({source: full})[target][: len(part)])
-    return np.concatenate(results)
+        The batches matter: INT8 activations share one range per call.
+        """
+        batch, stage, session = self.variant.vision_batch, self.variant.stages[name], self.sessions[name]
+        parts = [run_stage(session, stage, values[start : start + batch]) for start in range(0, len(values), batch)]
+        return np.concatenate(parts)
 
 
 @contextmanager

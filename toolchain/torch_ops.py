@@ -77,7 +77,7 @@ class TorchOps:
         if not cache.keys:
             cache.keys, cache.values = [None] * decoder.layers, [None] * decoder.layers
         if self._decoder is not decoder:
-            self._cos, self._sin = rotary_table(decoder.rope, decoder.head_dim, decoder.max_positions)
+            self._cos = self._sin = torch.empty(0)
         self._decoder, self._cache = decoder, cache
 
     def linear(self, x: Tensor, name: str, *, bias: bool) -> Tensor:
@@ -158,8 +158,12 @@ class TorchOps:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
     def _rotate(self, x: Tensor, past: int) -> Tensor:
-        length = x.shape[2]
-        cos, sin = self._cos[past : past + length], self._sin[past : past + length]
+        end = past + x.shape[2]
+        if end > len(self._cos) and self._decoder is not None:
+            # Only as many rows as are used: the config's largest position may be millions.
+            positions = max(end, 2 * len(self._cos), 512)
+            self._cos, self._sin = rotary_table(self._decoder.rope, self._decoder.head_dim, positions)
+        cos, sin = self._cos[past:end], self._sin[past:end]
         a, b = x.chunk(2, -1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 

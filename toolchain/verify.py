@@ -164,9 +164,14 @@ def _whole(
         positions=len(pairs),
         logits_kl=float(np.mean(divergence)),
         top1_agreement=float(np.mean(same)),
-        perplexity=math.exp(float(np.mean(losses[1]))),
-        reference_perplexity=math.exp(float(np.mean(losses[0]))),
+        perplexity=_perplexity(losses[1]),
+        reference_perplexity=_perplexity(losses[0]),
     )
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    """exp of the mean loss in nats; what float64 cannot hold becomes its largest number."""
+    return math.exp(min(float(np.mean(losses)), 709.0))
 
 
 def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation) -> NDArray[np.float32]:
@@ -176,14 +181,9 @@ def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation)
     from pocketvlm.toolchain.quantize.calibration import arrange, splice
 
     values: NDArray[np.float32] = sample.pixels.numpy()
-    batch = stages.variant.vision_batch
-    parts = []
-    for start in range(0, len(values), batch):
-        part = values[start : start + batch]
-        for name in VISION_STAGES:
-            part = stages.run(name, part)
-        parts.append(part)
-    tokens = torch.from_numpy(arrange(model, np.concatenate(parts), sample.plan))
+    for name in VISION_STAGES:
+        values = stages.run(name, values)
+    tokens = torch.from_numpy(arrange(model, values, sample.plan))
     swapped: NDArray[np.float32] = splice(model, sample.tokens, [tokens])[0].numpy()
     return swapped
 

@@ -7,6 +7,7 @@ grid (the tiler then pads them), some are drawn larger and scaled down, as real 
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -20,6 +21,10 @@ TILE = 160
 TOKEN = 16
 TOKENS_PER_SIDE = TILE // TOKEN
 SLOTS = 3
+# Lines stand on a grid, as in Android's and Apple's design rules: every baseline so many pixels below a token's top. So the
+# letters' bodies are never cut by the border of two tiles, only the tips of some.
+BASELINE = 13
+LINE = 2 * TOKEN
 EVERYTHING_LINES = 3  # "Read everything." of longer screens is for training alone
 
 TRAIN_FONTS = (
@@ -146,23 +151,34 @@ def _keys(rng: random.Random, count: int, unseen: bool) -> list[str]:
     return keys
 
 
+def _on_grid(y: float, name: str, size: int) -> float:
+    """The next top of a line, at `y` or below, whose baseline is on the grid."""
+    ascent = _font(name, size).getmetrics()[0]
+    return math.ceil((y + ascent - BASELINE) / TOKEN) * TOKEN + BASELINE - ascent
+
+
 def _fit(name: str, size: int, text: str, width: float) -> str:
     while len(text) > 1 and _width(name, size, text) > width:
         text = text[:-1].rstrip()
     return text
 
 
+def _pitch(rng: random.Random, room: float, count: int) -> int:
+    """Distance of two of `count` lines that fit into `room`."""
+    return TOKEN * rng.randrange(2, max(2, min(4, int(room / count / TOKEN))) + 1)
+
+
 def _rows_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tuple[float, float, float, float],
              color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
     """Key-value rows (settings, receipts, chats, tickets) inside `box` = left, top, right, bottom."""
     left, top, right, bottom = box
-    pitch_min = size * 1.3
-    most = max(1, int((bottom - top) / pitch_min))
+    top = _on_grid(top, name, size)
+    most = max(1, int((bottom - top) / LINE))
     count = min(rng.randrange(1, 4) if most <= 4 else rng.randrange(2, min(9, most) + 1), most)
-    pitch = min((bottom - top) / count, pitch_min * rng.uniform(1.0, 2.0))
+    pitch = _pitch(rng, bottom - top, count)
     style = rng.choice(("right", "right", "colon", "space", "chat"))
     switches = rng.random() < 0.4 and style != "chat"
-    y = top + rng.uniform(0, max(0.0, (bottom - top) - pitch * count))
+    y = top + TOKEN * rng.randrange(1 + max(0, int((bottom - top - pitch * count) / TOKEN)))
     for key in _keys(rng, count, unseen):
         width = right - left
         is_switch = switches and rng.random() < 0.5
@@ -195,13 +211,13 @@ def _options_of(rng: random.Random, layout: _Layout, name: str, size: int, box: 
                 color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
     """A list of options, one of them selected (a filled circle; the others are rings)."""
     left, top, right, bottom = box
-    pitch_min = size * 1.35
-    most = max(1, int((bottom - top) / pitch_min))
+    top = _on_grid(top, name, size)
+    most = max(1, int((bottom - top) / LINE))
     count = min(rng.randrange(2, 6), most)
     if count < 2:
         return
-    pitch = min((bottom - top) / count, pitch_min * rng.uniform(1.0, 1.8))
-    y = top + rng.uniform(0, max(0.0, (bottom - top) - pitch * count))
+    pitch = _pitch(rng, bottom - top, count)
+    y = top + TOKEN * rng.randrange(1 + max(0, int((bottom - top - pitch * count) / TOKEN)))
     chosen = rng.randrange(count)
     options = [_fit(name, size, option, right - left - size * 1.4) for option in _keys(rng, count, unseen)]
     at_right = rng.random() < 0.3
@@ -230,7 +246,7 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
         if rng.random() < 0.5:
             width -= rng.randrange(0, max(1, full_width // 10))
         else:
-            height -= rng.randrange(0, max(1, full_height // 10))
+            height -= LINE * rng.randrange(0, 1 + full_height // 10 // LINE)
     name = rng.choice(UNSEEN_FONTS if unseen_font else TRAIN_FONTS)
     size = rng.randrange(22, 25) if cols == 1 else rng.randrange(23, 29)
     dark = rng.random() < 0.5
@@ -240,7 +256,7 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     ink = (ink_level, ink_level, ink_level)
     layout = _Layout()
     margin = rng.randrange(3, 14 if cols > 1 else 8)
-    top = float(rng.randrange(1, 10))
+    top = _on_grid(rng.randrange(0, 16), name, size)
     if rng.random() < 0.65:
         hour, minute = rng.randrange(24), rng.randrange(60)
         clock = f"{hour:02d}:{minute:02d}" if rng.random() < 0.7 else f"{1 + hour % 9}:{minute:02d}"
@@ -252,17 +268,16 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
             layout.texts.append(_Text(width - margin - _width(name, size, battery), top, battery, _font(name, size), ink))
             status += " " + battery
         layout.everything.append(status)
-        top += size * rng.uniform(1.35, 1.8)
+        top += TOKEN * rng.randrange(2, 4)
     if rows * cols > 1 and rng.random() < 0.8:
         title = _fit(name, size, rng.choice(TITLES) if rng.random() < 0.8 else _pseudo_word(rng), width - 2 * margin)
         x = margin if rng.random() < 0.5 else (width - _width(name, size, title)) / 2
         layout.texts.append(_Text(x, top, title, _font(name, size), ink))
         layout.questions.append(Question("title", "What is the title?", title))
         layout.everything.append(title)
-        top += size * rng.uniform(1.35, 1.8)
+        top += TOKEN * rng.randrange(2, 4)
         if rng.random() < 0.5:
-            layout.lines.append(top - size * 0.12)
-            top += 3
+            layout.lines.append(top - size * 0.05)
     fill = _options_of if rng.random() < 0.28 else _rows_of
     fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
     if layout.everything:
@@ -286,7 +301,7 @@ def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     tint = tuple(max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3))
     level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
     layout = _Layout()
-    y = rng.uniform(-0.6 * size, 0.4 * size)
+    y = _on_grid(TOKEN * rng.randrange(-1, 1) - 0.5 * size, name, size)
     while y < TILE:
         x = rng.uniform(-30.0, 30.0)
         while x < TILE:
@@ -299,7 +314,7 @@ def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
             word += rng.choice(("", "", "", ":", "?", "."))
             layout.texts.append(_Text(x, y, word, _font(name, size), (level, level, level)))
             x += _width(name, size, word) + _width(name, size, " ") * rng.choice((1, 1, 1, 3))
-        y += size * rng.uniform(1.15, 1.7)
+        y += TOKEN * rng.choice((2, 2, 3))
     scale = rng.uniform(1.5, 3.4) if rng.random() < 0.25 else 1.0
     image = _draw(layout, (TILE, TILE), tint, (level, level, level), scale)
     if image.width != TILE:

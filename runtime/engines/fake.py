@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,12 @@ class FakeBoundRun:
             past = name.replace("present_", "past_")
             owner._require(past == name or array is inputs[past], f"{name} is not bound to the buffer of {past}")
 
-    def run(self) -> None:
+    def run(self) -> float:
         """See `BoundRun.run`."""
+        start = time.perf_counter()
         for name, result in self._owner.run(self._inputs).items():
             bound = self._outputs.get(name)
             if bound is not None and bound is not result:
                 self._owner._require(bound.shape == result.shape, f"{name}: bound {bound.shape}, found {result.shape}")
                 bound[...] = result
+        return time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,10 +149,13 @@ class OnnxRuntimeBoundRun:
                 "the graph does not fit the manifest; export the checkpoint again",
             ) from error
 
-    def run(self) -> None:
+    def run(self) -> float:
         """See `BoundRun.run`."""
         with self._owner._cancellable() as options:
-            self._owner._opened().run_with_iobinding(self._binding, options)
+            session = self._owner._opened()
+            start = time.perf_counter()
+            session.run_with_iobinding(self._binding, options)
+            return time.perf_counter() - start
 
     def release(self) -> None:
         """Drop the binding, which points into the session."""

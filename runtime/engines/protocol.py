@@ -15,13 +15,14 @@ Array = NDArray[Any]
 class BoundRun(Protocol):
     """A graph whose inputs and outputs are fixed arrays: each call reads the former and writes the latter."""
 
-    def run(self) -> None:
-        """Run the graph once.
+    def run(self) -> float:
+        """Run the graph once; returns the seconds inside the engine, without what this program does around it.
 
         Raises:
             Cancelled: `EngineSession.cancel` was called meanwhile; the outputs are then undefined.
             EnvironmentFault: the engine failed.
         """
+        ...
 
 
 class EngineSession(Protocol):

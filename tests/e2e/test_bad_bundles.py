@@ -158,6 +158,7 @@ TAMPERED: dict[str, tuple[str, Any, str]] = {
     "grid larger than memory": ("tiling.tile_size", 4096 * 4096, "tile_size"),
     "no variant": ("variants", [], "no variant"),
     "size as text": ("variants.0.vision_batch", "4", "vision_batch: expected int"),
+    "more than a float holds": ("tiling.alpha", 10**400, "is not a finite number"),
     "not a number": ("tiling.alpha", float("nan"), "alpha: nan is not a finite number"),
 }
 

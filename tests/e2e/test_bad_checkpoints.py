@@ -119,7 +119,11 @@ CASES: dict[str, tuple[Damage, str, bool]] = {
     "tokenizer that is none": (write("tokenizer.json", "{}"), r"tokenizer\.json: not a tokenizer", True),
     "no image token": (without_image_token, r"tokenizer\.json has no added token '<image>'.*add", False),
     "image token of another id": (config("image_token_id", 10**12), r"no token with id 10{12}", True),
-    "tokenizer of another model": (foreign_tokenizer, r"tokenizer\.json has \d+ tokens, the model's vocabulary \d+", False),
+    "tokenizer of another model": (
+        foreign_tokenizer,
+        r"tokenizer\.json has a token \d+, the model's vocabulary only \d+",
+        False,
+    ),
     "no template": (remove("chat_template.jinja"), "no chat template.*chat_template.jinja", False),
     "no image processor": (remove("preprocessor_config.json"), "no image processor settings", True),
     "architecture nearly known": (config("model_type", "bluelm-v"), r"'bluelm-v' \(did you mean bluelm_v", True),
@@ -243,10 +247,21 @@ def test_absurd_sizes(path: str, checkpoint: Path, recipe: Path, old: Path, call
         refuse(call, checkpoint, recipe, old, "config")
 
 
+ROPE = [
+    {"rope_type": "linear", "rope_theta": 10000.0},
+    {"rope_type": "linear", "rope_theta": 10000.0, "factor": "big"},
+    {"rope_type": "linear", "rope_theta": None, "factor": 2.0},
+    {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0},
+    *(
+        {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": low, "high_freq_factor": high,
+         "original_max_position_embeddings": original}
+        for low, high, original in ((0, 4.0, 64), (1.0, 0, 64), (4.0, 1.0, 64), (1.0, 1.0, 64), (1.0, 4.0, 0), (1.0, 4.0, "x"))
+    ),
+]  # fmt: skip
 VALUES = {
     "text_config.rms_norm_eps": [float("nan"), 1e308, -1.0, "small"],
     "vision_config.layer_norm_eps": [float("nan"), 1e308, -1.0, []],
-    "text_config.rope_parameters": [7, [1], {"rope_type": "default", "rope_theta": -1.0}, {"rope_type": "yarn"}],
+    "text_config.rope_parameters": [7, [1], {"rope_type": "default", "rope_theta": -1.0}, {"rope_type": "yarn"}, *ROPE],
     "text_config.hidden_act": ["tanhshrink", 5, None],
     "vision_config.hidden_act": ["tanhshrink", 5, None],
     "projector_config.hidden_act": ["tanhshrink", 5, None],
@@ -262,6 +277,7 @@ PROCESSOR = {
     "resample": ["bicubic", 77, [3], {}],
     "do_rescale": [False, "no", None],
     "do_normalize": [False, 0],
+    "do_resize": [False, None],
 }
 
 

@@ -18,11 +18,13 @@ from PIL import Image
 from pocketvlm.errors import Cancelled, UsageError
 from pocketvlm.runtime import VlmSession, encoding
 from pocketvlm.runtime.decoder import Decoder
+from pocketvlm.runtime.image import load_image, make_tiles
 from pocketvlm.runtime.manifest import parse_manifest
 from pocketvlm.runtime.sampler import Sampler
+from pocketvlm.runtime.tiling import arrange_tokens, plan_tiles
 from pocketvlm.runtime.trace import Trace
 from pocketvlm.runtime.vision import VisionEncoder
-from pocketvlm.toolchain.stages import open_stages
+from pocketvlm.toolchain.stages import VISION_STAGES, open_stages
 
 Exported = Callable[[str], Path]
 Messages = list[dict[str, Any]]
@@ -245,6 +247,41 @@ def test_batches_and_overlap_change_no_token(
         np.testing.assert_allclose(session.encode(photograph).tokens, visual, rtol=1e-4, atol=1e-5)
         assert answer(session, ask) == expected
     assert min(leads) > LEAD["fp32"]
+
+
+def test_int8_batches_stay_close(exported: Exported, photograph: Path) -> None:
+    """INT8 activations share one range per batch (docs/quantization.md), so batches may differ, but only by rounding."""
+    found = []
+    for batch in (1, 2, 4, 7):
+        with VlmSession.open(exported("paper"), threads=1, vision_batch=batch) as session:
+            found.append(session.encode(photograph).tokens.reshape(-1).astype(np.float64))
+    with VlmSession.open(exported("fp32"), threads=1) as session:
+        exact = session.encode(photograph).tokens.reshape(-1).astype(np.float64)
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    assert max(distance(tokens, exact) for tokens in found) < 0.05
+    assert max(distance(tokens, found[0]) for tokens in found) < 0.05
+
+
+@pytest.mark.parametrize("name", ["paper", "fp32, fixed batch"])
+def test_verification_runs_the_stages_as_the_runtime_does(name: str, exported: Exported, photograph: Path) -> None:
+    bundle = exported(name)
+    manifest = parse_manifest((bundle / "manifest.json").read_text(encoding="utf-8"))
+    picture = load_image(photograph, manifest.image)
+    plan = plan_tiles(picture.width, picture.height, manifest.tiling, manifest.image_tokens)
+    tiles = make_tiles(picture, plan, manifest.tiling, manifest.image, manifest.image_tokens.thumbnail_first)
+    assert len(tiles) % manifest.variants[0].vision_batch
+    values = tiles
+    with open_stages(manifest.variants[0], bundle, threads=1) as stages:
+        for stage in VISION_STAGES:
+            values = stages.run(stage, values)
+    newline = np.fromfile(bundle / manifest.image_tokens.newline, "<f4") if manifest.image_tokens.newline else None
+    with VlmSession.open(bundle, threads=1) as session:
+        np.testing.assert_array_equal(
+            arrange_tokens(values, plan, manifest.image_tokens, newline), session.encode(photograph).tokens
+        )
 
 
 def test_chunks_change_no_token(exported: Exported, photograph: Path, leads: list[float]) -> None:

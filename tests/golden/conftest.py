@@ -61,7 +61,7 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 def save_llava(
     directory: Path, *, tower: str = "clip", feature_layer: int | list[int] = -2, strategy: str = "default",
-    bias: bool = True, tied: bool = False, seed: int = 0,
+    bias: bool = True, tied: bool = False, seed: int = 0, rope: dict[str, object] | None = None,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:  # fmt: skip
     """Save a tiny LlavaForConditionalGeneration with its processor; returns both."""
     tokenizer = build_tokenizer()
@@ -77,7 +77,7 @@ def save_llava(
     text = LlamaConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
         vocab_size=len(tokenizer), max_position_embeddings=256, tie_word_embeddings=tied,
-        bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, **({"rope_parameters": rope} if rope else {}),
     )  # fmt: skip
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from transformers import LlavaProcessor
 
 from pocketvlm.runtime import VlmSession
 from pocketvlm.toolchain.checkpoint import Checkpoint
@@ -30,6 +32,15 @@ CASES = [
     {"tower": "siglip", "feature_layer": [1, -1], "strategy": "full", "bias": False},
 ]
 IDS = ["-".join(str(value) for value in case.values()) for case in CASES]
+# The original length is far below the 60 positions of the test, so that every band of frequencies is scaled.
+ROPES = {
+    "theta": {"seed": 5, "rope": {"rope_type": "default", "rope_theta": 500000.0}},
+    "linear": {"seed": 7, "rope": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "llama3": {"seed": 3, "rope": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +103,47 @@ def test_eager_equals_transformers(case: dict[str, object], tmp_path: Path) -> N
         ]
         parts.append(eager.decode(eager.embed(ids[0, 42:].tolist()), cache, all_positions=True))
         torch.testing.assert_close(torch.cat(parts, 1), reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ROPES)
+def test_rope_scaling_equals_transformers(name: str, photograph: Path, tmp_path: Path) -> None:
+    test_eager_equals_transformers(ROPES[name], tmp_path)
+    test_bundle_answers_as_transformers(ROPES[name], photograph, tmp_path / "whole")
+
+
+def test_the_nested_image_processor_comes_first(photograph: Path, tmp_path: Path) -> None:
+    """A directory that transformers 5 has saved anew beside an older preprocessor_config.json."""
+    save_llava(tmp_path / "checkpoint")
+    older = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.9, 0.1, 0.2], "image_std": [0.3, 0.4, 0.5]}
+    (tmp_path / "checkpoint/preprocessor_config.json").write_text(json.dumps(older | {"size": 56, "crop_size": 56}))
+    processor = LlavaProcessor.from_pretrained(tmp_path / "checkpoint")
+    expected = processor(text="<image>", images=Image.open(photograph), return_tensors="pt")["pixel_values"].numpy()
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        prepared = prepare(checkpoint, ExportRecipe(precision="fp32"))
+        pixels = encode_image(EagerModel(prepared.spec, prepared.weights), photograph)[1].numpy()
+    assert np.abs(pixels - expected).max() * min(prepared.spec.image.std) <= 1 / 255 + 1e-6
+
+
+def test_the_repetition_penalty_of_the_checkpoint_is_used(photograph: Path, tmp_path: Path) -> None:
+    """transformers' generate applies it to greedy answers, too."""
+    model, processor = save_llava(tmp_path / "checkpoint")
+    model.generation_config.repetition_penalty = 1.3
+    model.save_pretrained(tmp_path / "checkpoint")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(text=prompt, images=Image.open(photograph), return_tensors="pt")
+    with torch.inference_mode():
+        penalised = model.generate(**inputs, max_new_tokens=24, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+        plain = model.generate(**inputs, max_new_tokens=24, do_sample=False, repetition_penalty=1.0)
+    assert penalised != plain[0, inputs["input_ids"].shape[1] :].tolist()
+    expected = penalised[: penalised.index(1)] if 1 in penalised else penalised
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        export_checkpoint(checkpoint, tmp_path / "bundle", ExportRecipe(precision="fp32"), SilentProgress())
+    with VlmSession.open(tmp_path / "bundle") as session:
+        content = [{"type": "image", "image": str(photograph)}, {"type": "text", "text": "What is in this picture?"}]
+        stream = session.chat([{"role": "user", "content": content}], max_new_tokens=24)
+        list(stream)
+    assert list(stream.token_ids) == expected
 
 
 def test_paper_precision_stays_close(photograph: Path, tmp_path: Path, recipe_file: Path) -> None:

@@ -139,6 +139,11 @@ def damage_fifo(directory: Path) -> None:
     os.mkfifo(directory / "pipe")
 
 
+def damage_manifest_fifo(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+    os.mkfifo(directory / "manifest.json")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -148,6 +153,7 @@ def damage_fifo(directory: Path) -> None:
         (damage_link, r"tokenizer\.json: a link"),
         (damage_folder_link, r"v: a link"),
         (damage_manifest_link, r"manifest\.json: a link"),
+        (damage_manifest_fifo, r"manifest\.json: neither a file nor a folder"),
         (damage_no_manifest, r"no manifest\.json"),
         (damage_manifest_text, "not UTF-8"),
         (damage_manifest_cut, r"manifest\.json: sha256 differs from manifest\.json\.sha256"),

@@ -298,6 +298,31 @@ def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: P
     assert asked[1][1]["content"] == "w10w11w12"
 
 
+def test_a_bug_after_an_interrupted_answer_is_still_a_bug(
+    call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    original = chat_module.VlmSession.chat
+
+    def chat(self: Any, messages: Any, **options: Any) -> Any:
+        asked.append(messages)
+        if len(asked) == 2:
+            raise ZeroDivisionError("ours")
+        return original(self, messages, **options)
+
+    def press(pieces: object) -> str:
+        if len(asked) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return ""
+
+    monkeypatch.setattr(chat_module.VlmSession, "chat", chat)
+    monkeypatch.setattr("pocketvlm.runtime.chat.ChatStream.__next__", press)
+    monkeypatch.setattr(sys, "stdin", Terminal("w5\nw6"))
+    result = call("chat", bundle_at(chain=REPLY))
+    assert (result.code, len(asked)) == (1, 2)
+    assert "ZeroDivisionError: ours" in result.err
+
+
 def test_chat_without_a_terminal_ends_at_an_error(bundle_at: BundleAt) -> None:
     running = process("chat", bundle_at(chain=REPLY), stdin=subprocess.PIPE)
     out, err = running.communicate(b"w5\n/image nowhere.png\nw6\n")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from pocketvlm.errors import CheckpointError
+from pocketvlm.toolchain import torch_ops
 from pocketvlm.toolchain.decoders import llama
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.gptq import quantize_decoder, quantize_matrix, search_ranges
 from pocketvlm.toolchain.spec import DecoderSpec, RopeSpec
-from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps
+from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, rotary_table
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -47,6 +50,31 @@ def test_dead_inputs_and_a_singular_hessian_are_survived() -> None:
     weight = torch.randn(8, 96, generator=GENERATOR)
     blocks = quantize_matrix(weight, x.T @ x / len(x), bits=4, block_size=32, symmetric=False)
     assert np.isfinite(blocks.dequantize()).all()
+
+
+def test_inputs_that_overflow_are_the_checkpoints_fault() -> None:
+    hessian = torch.full((64, 64), float("inf"))
+    with pytest.raises(CheckpointError, match=r"GPTQ: .* overflow"):
+        quantize_matrix(torch.randn(8, 64), hessian, bits=4, block_size=32, symmetric=False)
+
+
+def test_only_the_positions_in_use_get_rotary_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config's largest position may be millions; a table of that length would take gigabytes."""
+    made: list[int] = []
+
+    def table(rope: RopeSpec, head_dim: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        made.append(positions)
+        return rotary_table(rope, head_dim, positions)
+
+    monkeypatch.setattr(torch_ops, "rotary_table", table)
+    spec = DecoderSpec("llama", 64, 1, 2, 1, 32, 96, 40, 1e-5, RopeSpec(10000.0), max_positions=1 << 24)
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in llama.parameters(spec).items()}
+    ops = TorchOps(weights.__getitem__)
+    ops.attach_cache(spec, EagerCache())
+    whole = llama.decode(ops, spec, torch.randn(1, 700, 64, generator=generator), all_positions=True)
+    assert whole.shape == (1, 700, 40)
+    assert max(made) < 2048
 
 
 def test_range_search_never_does_worse_than_the_full_range() -> None:

@@ -7,6 +7,7 @@ import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from pocketvlm.errors import (
 from pocketvlm.runtime import EncodedImage, VlmSession
 from pocketvlm.runtime.engines.fake import FakeEngine, FakeSession, checksum
 from pocketvlm.runtime.manifest import GenerationSpec
+from pocketvlm.runtime.tokenizer import StreamDecoder
 from pocketvlm.runtime.trace import Trace
 
 USER, END, BOT, VOCABULARY = 1, 2, 4, 96
@@ -134,6 +136,15 @@ def test_an_image_is_encoded_once(open_session: Open) -> None:
     assert sum(event["name"] == "connector" for event in trace.events) == 2
 
 
+def test_the_image_cache_has_the_size_that_is_asked_for(open_session: Open) -> None:
+    for megabytes, cached in ((0, False), (1, True)):
+        session = open_session(image_cache_mb=megabytes)
+        session.encode(picture(1)).wait()
+        again = session.encode(picture(1))
+        again.wait()
+        assert again.was_cached == cached
+
+
 def test_metrics_tell_a_cold_image_from_one_at_hand(open_session: Open) -> None:
     session = open_session({"chain": REPLY})
     cold = session.chat([user(picture(1), "w7")])
@@ -171,6 +182,27 @@ def test_metrics_of_an_answer(open_session: Open) -> None:
     assert 0 < metrics.overhead_ms_per_token <= 1000 / metrics.decode_tok_s
     assert metrics.peak_rss_mb is not None
     assert metrics.peak_rss_mb > 1
+
+
+def test_decode_time_holds_the_text_work_and_not_the_readers(open_session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only this test turns: 10 s for the text of each token, 1,000 s whenever the reader thinks."""
+    now = [0.0]
+    monkeypatch.setattr("pocketvlm.runtime.answer.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    push = StreamDecoder.push
+
+    def slow_push(self: StreamDecoder, token: int) -> str:
+        now[0] += 10
+        return push(self, token)
+
+    monkeypatch.setattr(StreamDecoder, "push", slow_push)
+    stream = open_session({"chain": REPLY}).chat([user("w7 w8")])
+    for _ in stream:
+        now[0] += 1000
+    # Five tokens and the stop token: five steps, the text of the first token is the prefill's.
+    assert stream.metrics.new_tokens == 5
+    assert stream.metrics.decode_tok_s == pytest.approx(5 / 40)
+    assert stream.metrics.overhead_ms_per_token == pytest.approx(40_000 / 5, rel=0.01)
+    assert stream.metrics.ttft_ms == pytest.approx(10_000)
 
 
 def test_stop_reasons(open_session: Open) -> None:
@@ -442,6 +474,10 @@ def test_the_checkpoints_sampling_defaults_are_used_and_can_be_replaced(open_ses
     assert answer(seed=1) == answer(seed=1)
     assert answer(seed=1) != answer(seed=2)
     assert answer(temperature=0) == (10, 11) * 6
+    cautious = open_session(hot | {"generation": GenerationSpec(temperature=50.0, min_p=0.9)})
+    stream = cautious.chat([user("w7")], max_new_tokens=12)
+    list(stream)
+    assert stream.token_ids == (10, 11) * 6
     assert answer(seed=3, top_k=1) == (10, 11) * 6
     assert answer(seed=3, min_p=0.9) == (10, 11) * 6
     assert answer(seed=3, top_p=0.001) == (10, 11) * 6
@@ -530,6 +566,7 @@ def test_a_stream_of_a_closed_session_just_ends(open_session: Open) -> None:
         ({"vision_batch": 0}, "vision_batch"),
         ({"max_length": 0}, "max_length"),
         ({"release": "sometimes"}, "release"),
+        ({"image_cache_mb": -1}, "image_cache_mb"),
         ({"target": "npu"}, "no variant"),
     ],
 )

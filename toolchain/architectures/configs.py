@@ -80,13 +80,13 @@ def decoder_spec(config: Mapping[str, Any], whole: Mapping[str, Any], tensor_nam
 
 
 def image_processor(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The image processor's settings, from preprocessor_config.json or processor_config.json.
+    """The image processor's settings, from processor_config.json or else preprocessor_config.json, as transformers 5 reads.
 
     Raises:
         CheckpointError: neither holds them.
     """
     nested = checkpoint.processor.get("image_processor")
-    settings = checkpoint.preprocessor or (nested if isinstance(nested, dict) else {})
+    settings = nested if isinstance(nested, dict) and nested else checkpoint.preprocessor
     if not settings:
         raise CheckpointError(
             "the checkpoint has no image processor settings (preprocessor_config.json, processor_config.json)",
@@ -105,6 +105,8 @@ def image_spec(settings: Mapping[str, Any]) -> ImageSpec:
         raise CheckpointError(
             "the image processor does not rescale or normalise", "supported: do_rescale and do_normalize true"
         )
+    if settings.get("do_resize", True) is not True:
+        raise CheckpointError("the image processor does not resize", "supported: do_resize true")
     resample = settings.get("resample", 3)
     if not isinstance(resample, int) or resample not in _RESAMPLE:
         raise CheckpointError(

@@ -42,47 +42,50 @@ class OrtOps:
         return self.graph.shared_weight(name) or self.graph.weight(name, self.weights(name).numpy())
 
     def linear(self, x: str, name: str, *, bias: bool) -> str:
-        return self._fused_linear(x, [name], bias=bias)
+        return self._fused_linear(x, [name], bias=bias)[0]
 
     def linears(self, x: str, names: Sequence[str], *, bias: bool) -> list[str]:
-        fused = self._fused_linear(x, names, bias=bias)
-        sizes = self.graph.integers(*(self.weights(f"{name}.weight").shape[0] for name in names))
-        return self.graph.nodes("Split", [fused, sizes], len(names), axis=-1)
+        fused, sizes = self._fused_linear(x, names, bias=bias)
+        return self.graph.nodes("Split", [fused, self.graph.integers(*sizes)], len(names), axis=-1)
 
-    def _fused_linear(self, x: str, names: Sequence[str], *, bias: bool) -> str:
+    def _fused_linear(self, x: str, names: Sequence[str], *, bias: bool) -> tuple[str, list[int]]:
+        """All layers in one product, and the number of outputs of each."""
         offset = self._bias(names) if bias else None
         if self.scheme.kind == "dynamic_int8":
             return self._dynamic_int8(x, names, offset)
         if self.scheme.kind == "blocks":
             return self._blocks(x, names, offset)
         label = "+".join(names)
+        parts = [self.weights(f"{name}.weight").numpy() for name in names]
         matrix = self.graph.shared_weight(f"{label}.transposed")
         if matrix is None:
-            stacked = np.concatenate([self.weights(f"{name}.weight").numpy() for name in names])
-            matrix = self.graph.weight(f"{label}.transposed", np.ascontiguousarray(stacked.T))
+            matrix = self.graph.weight(f"{label}.transposed", np.ascontiguousarray(np.concatenate(parts).T))
         product = self.graph.node("MatMul", [x, matrix])
-        return product if offset is None else self.graph.node("Add", [product, offset])
+        result = product if offset is None else self.graph.node("Add", [product, offset])
+        return result, [len(part) for part in parts]
 
     def _bias(self, names: Sequence[str]) -> str:
         stacked: NDArray[np.float32] = np.concatenate([self.weights(f"{name}.bias").numpy() for name in names])
         return self.graph.weight(f"{'+'.join(names)}.bias", stacked)
 
-    def _dynamic_int8(self, x: str, names: Sequence[str], offset: str | None) -> str:
+    def _dynamic_int8(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
         label = "+".join(names)
         parts = [per_channel_int8(self.weights(f"{name}.weight")) for name in names]
         codes = self.graph.weight(f"{label}.int8", np.concatenate([part[0] for part in parts], 1))
         scales = self.graph.weight(f"{label}.scales", np.concatenate([part[1] for part in parts]))
         inputs = [x, codes, scales, ""] + ([offset] if offset else [])
-        return self.graph.node("DynamicQuantizeMatMul", inputs if offset else inputs[:3], domain=MICROSOFT)
+        result = self.graph.node("DynamicQuantizeMatMul", inputs if offset else inputs[:3], domain=MICROSOFT)
+        return result, [len(part[1]) for part in parts]
 
-    def _blocks(self, x: str, names: Sequence[str], offset: str | None) -> str:
+    def _blocks(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
         assert self.scheme.quantize is not None
-        weights = concatenate([self.scheme.quantize(name) for name in names])
+        parts = [self.scheme.quantize(name) for name in names]
+        weights = concatenate(parts)
         codes, scales, zeros = self.block_initializers("+".join(names), weights)
         inputs = [x, codes, scales, *zeros]
         if offset:
             inputs += [""] * (5 - len(inputs)) + [offset]
-        return self.graph.node(
+        result = self.graph.node(
             "MatMulNBits",
             inputs,
             domain=MICROSOFT,
@@ -92,6 +95,7 @@ class OrtOps:
             block_size=weights.block_size,
             accuracy_level=4,
         )
+        return result, [len(part.codes) for part in parts]
 
     def block_initializers(self, label: str, weights: BlockWeights) -> tuple[str, str, list[str]]:
         """Names of the codes, the scales and (unless symmetric: none) the zero points of a block-quantized matrix.

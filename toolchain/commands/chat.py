@@ -10,6 +10,7 @@ from pocketvlm.errors import BadInputError
 from pocketvlm.runtime.session import VlmSession
 from pocketvlm.toolchain.commands.output import print_line
 from pocketvlm.toolchain.commands.run import check_text
+from pocketvlm.toolchain.interrupts import forget_interrupt
 
 _HELP = "/image FILE shows an image with the next question, /new forgets the conversation, Ctrl-D ends"
 
@@ -71,6 +72,7 @@ class _Conversation:
         except KeyboardInterrupt:
             # Stops this answer, not the program; what was said stays part of the conversation.
             stream.close()
+            forget_interrupt()
         print_line()
         sys.stdout.flush()
         self._images = []

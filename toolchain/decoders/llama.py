@@ -16,13 +16,21 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         CheckpointError: a value is missing, of the wrong type or of an unknown kind.
     """
-    from optimum.utils import NormalizedConfigManager
     from transformers import AutoConfig
 
     try:
-        full = AutoConfig.for_model(**{"model_type": "llama", **config})
-    except Exception as error:  # transformers raises many kinds for a bad config
-        raise CheckpointError(f"config.json: text_config cannot be read: {error}", "the config is damaged") from error
+        return _spec(AutoConfig.for_model(**{"model_type": "llama", **config}))
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a bad config, and lets many bad values pass
+        raise CheckpointError(
+            f"config.json: text_config cannot be read: {type(error).__name__}: {error}", "the config is damaged"
+        ) from error
+
+
+def _spec(full: Any) -> DecoderSpec:
+    from optimum.utils import NormalizedConfigManager
+
     normal = NormalizedConfigManager.get_normalized_config_class(full.model_type)(full)
     heads = int(normal.num_attention_heads)
     hidden = int(normal.hidden_size)

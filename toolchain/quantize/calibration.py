@@ -45,21 +45,31 @@ class Conversation:
     embeddings: Tensor
 
 
-def conversations(
-    model: EagerModel, builder: PromptBuilder, images: Sequence[Path], prompts: Sequence[str]
-) -> list[Conversation]:
-    """Pair images and prompts (cycling the shorter list) and embed them with the eager model."""
-    count = max(len(images), len(prompts))
-    found = []
-    encoded: dict[Path, tuple[TilePlan, Tensor, Tensor]] = {}
-    for number in range(count):
-        path, prompt = images[number % len(images)], prompts[number % len(prompts)]
-        if path not in encoded:
-            encoded[path] = encode_image(model, path)
-        plan, pixels, visual = encoded[path]
-        tokens = builder.encode(_ask(prompt))
-        found.append(Conversation(path, plan, tokens, pixels, splice(model, tokens, [visual])))
-    return found
+def pairs(images: int, prompts: int, judged: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Which image goes with which prompt: for calibration (the shorter list is cycled), and up to `judged` others.
+
+    Where there is no other pair, the judge must take those that calibration saw.
+    """
+    seen = [(number % images, number % prompts) for number in range(max(images, prompts))]
+    other = [(image, prompt) for prompt in range(prompts) for image in range(images) if (image, prompt) not in seen]
+    return seen, (other or seen)[:judged]
+
+
+class Pictures:
+    """Images and prompts, embedded with the eager model; every image is encoded once."""
+
+    def __init__(self, model: EagerModel, builder: PromptBuilder, images: Sequence[Path], prompts: Sequence[str]) -> None:
+        self._model, self._builder, self._images, self._prompts = model, builder, images, prompts
+        self._encoded: dict[Path, tuple[TilePlan, Tensor, Tensor]] = {}
+
+    def conversation(self, image: int, prompt: int) -> Conversation:
+        """The image and the prompt of these numbers."""
+        path = self._images[image]
+        if path not in self._encoded:
+            self._encoded[path] = encode_image(self._model, path)
+        plan, pixels, visual = self._encoded[path]
+        tokens = self._builder.encode(_ask(self._prompts[prompt]))
+        return Conversation(path, plan, tokens, pixels, splice(self._model, tokens, [visual]))
 
 
 def longest(builder: PromptBuilder, spec: ModelSpec, images: Sequence[Path], prompts: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pocketvlm.errors import CheckpointError
 from pocketvlm.toolchain.quantize.block import BlockWeights, block_ranges, encode
 from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, Weights
 
@@ -190,4 +191,7 @@ def _inverse_factor(hessian: Tensor, dead: Tensor, order: Tensor) -> Tensor:
             upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
             return upper
         damping = damping * 10
-    raise ArithmeticError("the Hessian of the calibration inputs cannot be inverted")
+    raise CheckpointError(
+        "GPTQ: the statistics of a layer's calibration inputs cannot be inverted: its activations overflow",
+        "set decoder_weights.method to rtn in the recipe, or check the checkpoint",
+    )
