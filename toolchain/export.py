@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,10 @@ from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
+from pocketvlm.toolchain.task import TaskQuestion, load_task
 from pocketvlm.toolchain.tiling import grids
 from pocketvlm.toolchain.torch_ops import ACTIVATIONS, EagerCache
-from pocketvlm.toolchain.verify import REPORT_NAME, TEXT_PROMPT, QualityReport, check_thresholds, measure
+from pocketvlm.toolchain.verify import REPORT_NAME, TEXT_PROMPT, QualityReport, TaskSample, check_thresholds, measure
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 DEFAULT_CONTEXT = 4096
@@ -77,6 +79,7 @@ class Prepared:
     generation: GenerationSpec
     images: tuple[Path, ...]
     prompts: tuple[str, ...]
+    task: tuple[TaskQuestion, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,14 @@ class CalibrationData:
     Attributes:
         conversations: pairs of an image and a question, for calibration.
         judged: other pairs, if there are any.
+        pictures: makes further ones.
         sequences: text for calibration, float32 [batch, L, H] each.
         held_out: token ids of text that calibration does not see.
     """
 
     conversations: list[calibration.Conversation]
     judged: list[calibration.Conversation]
+    pictures: calibration.Pictures
     sequences: list[Tensor]
     held_out: list[int]
 
@@ -127,7 +132,8 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             writer.write(spec.image_tokens.newline, newline.numpy().astype("<f4").tobytes())
         for variant in variants:
             root = writer.path("placeholder").parent
-            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, _VERIFY_STEPS)
+            task = _task(prepared, data.pictures)
+            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, _VERIFY_STEPS, task)
             check_thresholds(quality[variant.name], recipe.thresholds)
             progress.advance(1)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
@@ -164,11 +170,15 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         )
     prompt = derive_prompt(checkpoint.chat_template, checkpoint.special_tokens, spec.image_token)
     images, prompts = _images(recipe), _prompts(recipe)
+    task = load_task(Path(recipe.task)) if recipe.task is not None else ()
     try:
         text = Tokenizer.open(checkpoint.path("tokenizer.json"))
         tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
         builder = PromptBuilder(prompt, text, tokenizer.add_special_tokens)
         longest = calibration.longest(builder, spec, images, prompts)
+        for item in task:
+            asked = calibration.longest(builder, spec, [item.image], [item.question])
+            longest = max(longest, asked + _task_steps(text, item) - _VERIFY_STEPS)
     except BundleError as error:
         raise CheckpointError(
             f"tokenizer.json: {error.message}", "the tokenizer and the chat template do not belong together"
@@ -190,6 +200,7 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         generation=_generation(checkpoint),
         images=images,
         prompts=prompts,
+        task=task,
     )
 
 
@@ -218,7 +229,7 @@ def _check_room(longest: int, capacity: int, recipe: ExportRecipe) -> None:
     needed = max(longest, TEXT_PROMPT) + _VERIFY_STEPS
     if needed <= capacity:
         return
-    what = f"a calibration image, its question and {_VERIFY_STEPS} tokens of an answer take {needed} positions"
+    what = f"an image of the calibration or the task, its question and an answer take {needed} positions"
     if recipe.max_seq_len is not None:
         raise UsageError(f"--max-seq-len {capacity} is too small: {what}", "raise it, or calibrate with smaller images")
     raise CheckpointError(f"{what}, the model has {capacity}", "give smaller images or grids in the recipe")
@@ -281,7 +292,11 @@ def _calibrate(
 
 def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:
     seen, judged = calibration.pairs(len(prepared.images), len(prepared.prompts), _VERIFY_SAMPLES)
-    pictures = calibration.Pictures(model, prepared.builder, prepared.images, prepared.prompts)
+    pictures = calibration.Pictures(model, prepared.builder)
+
+    def conversations(chosen: list[tuple[int, int]]) -> list[calibration.Conversation]:
+        return [pictures.conversation(prepared.images[image], prepared.prompts[prompt]) for image, prompt in chosen]
+
     length = min(_TEXT_LENGTH, prepared.capacity)
     wanted = recipe.calibration.tokens + 4 * _VERIFY_STEPS + 64
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
@@ -291,11 +306,27 @@ def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> Calibr
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")
     tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens
     return CalibrationData(
-        [pictures.conversation(*pair) for pair in seen] if recipe.precision != "fp32" else [],
-        [pictures.conversation(*pair) for pair in judged],
+        conversations(seen if recipe.precision != "fp32" else []),
+        conversations(judged),
+        pictures,
         calibration.text_sequences(model, rest, tokens, length),
         held_out,
     )
+
+
+def _task(prepared: Prepared, pictures: calibration.Pictures) -> Iterator[TaskSample]:
+    text = prepared.text
+    for item in prepared.task:
+
+        def is_right(tokens: list[int], wanted: str = item.answer.strip()) -> bool:
+            return text.decode(tokens).strip() == wanted
+
+        yield TaskSample(pictures.conversation(item.image, item.question), _task_steps(text, item), is_right)
+
+
+def _task_steps(text: Tokenizer, item: TaskQuestion) -> int:
+    """Room for the answer, for other ways to split it into tokens, and to see that it ends."""
+    return len(text.encode(item.answer, special=False)) + 8
 
 
 def _images(recipe: ExportRecipe) -> tuple[Path, ...]:

@@ -67,11 +67,13 @@ class Thresholds:
         stage_cosine: least cosine similarity of any stage's output with the eager model's.
         logits_kl: largest mean Kullback-Leibler divergence, in nats, from the eager model's next-token distribution.
         top1: least share of positions at which both prefer the same token.
+        task: least share of the task's questions that the bundle answers right.
     """
 
     stage_cosine: float = 0.99
     logits_kl: float = 0.3
     top1: float = 0.8
+    task: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class ExportRecipe:
         vision_batch: tiles that the vision encoder takes at once.
         fixed_vision_batch: compile the vision stages for exactly that batch instead of any up to it.
         decoder_weights, lm_head_bits, embedding_bits, kv_cache: see the paper scheme.
+        task: file of questions with known answers, see `load_task`; the report then tells how many come out right.
 
     Raises:
         RecipeError: a value out of range (on construction).
@@ -119,6 +122,7 @@ class ExportRecipe:
     kv_cache: KvCache = field(default_factory=KvCache)
     calibration: Calibration = field(default_factory=Calibration)
     thresholds: Thresholds = field(default_factory=Thresholds)
+    task: str | None = None
     tiling: TilingOverride | None = None
 
     def __post_init__(self) -> None:
@@ -130,6 +134,9 @@ class ExportRecipe:
         _within("thresholds.stage_cosine", self.thresholds.stage_cosine, -1.0, 1.0)
         _within("thresholds.logits_kl", self.thresholds.logits_kl, 0.0, 100.0)
         _within("thresholds.top1", self.thresholds.top1, 0.0, 1.0)
+        _within("thresholds.task", self.thresholds.task, 0.0, 1.0)
+        if self.thresholds.task and self.task is None:
+            raise RecipeError("recipe: thresholds.task needs a task", "name a file of questions under task")
         if self.max_seq_len is not None:
             _within("max_seq_len", self.max_seq_len, 1, MAX_CONTEXT)
         block = self.decoder_weights.block_size
@@ -168,7 +175,8 @@ def load_recipe(path: Path) -> ExportRecipe:
         message = error.message.removeprefix("recipe: ")
         message = message if message.startswith(path.name) else f"{path.name}: {message}"
         raise RecipeError(message, error.hint) from None
-    return replace(recipe, calibration=_beside(path.parent, recipe.calibration))
+    task = None if recipe.task is None else str(path.parent / recipe.task)
+    return replace(recipe, calibration=_beside(path.parent, recipe.calibration), task=task)
 
 
 def _read_yaml(path: Path) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,12 +59,36 @@ class WholeQuality:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskQuality:
+    """Shares of the recipe's questions that the bundle and the eager reference answer right."""
+
+    questions: int
+    accuracy: float
+    reference_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSample:
+    """One question of a task.
+
+    Attributes:
+        steps: most tokens of an answer; a right one is shorter.
+        is_right: judges the tokens of an answer.
+    """
+
+    conversation: Conversation
+    steps: int
+    is_right: Callable[[list[int]], bool]
+
+
+@dataclass(frozen=True, slots=True)
 class QualityReport:
-    """What `report.json` says of one variant."""
+    """What `report.json` says of one variant. `task` is None where the recipe names none."""
 
     stages: dict[str, StageQuality]
     whole: WholeQuality
     probes: dict[str, list[float]]
+    task: TaskQuality | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. Figures are rounded: their last digits depend on the number of threads."""
@@ -73,7 +97,13 @@ class QualityReport:
 
 
 def measure(
-    model: EagerModel, variant: VariantSpec, root: Path, samples: Sequence[Conversation], text: Sequence[int], steps: int
+    model: EagerModel,
+    variant: VariantSpec,
+    root: Path,
+    samples: Sequence[Conversation],
+    text: Sequence[int],
+    steps: int,
+    task: Iterable[TaskSample] = (),
 ) -> QualityReport:
     """Compare a lowered variant with the eager model.
 
@@ -82,11 +112,13 @@ def measure(
         samples: conversations about real images.
         text: token ids of real text that calibration has not seen.
         steps: predictions to compare per conversation, and twice as many on the text.
+        task: questions with known answers.
     """
     with open_stages(variant, root) as stages:
         quality = _stages(model, stages, samples)
         whole = _whole(model, stages, samples, text, steps)
-    return QualityReport(quality, whole, probe.record(variant, root))
+        answered = _task(model, stages, task)
+    return QualityReport(quality, whole, probe.record(variant, root), answered)
 
 
 def check_thresholds(report: QualityReport, thresholds: Thresholds) -> None:
@@ -104,6 +136,8 @@ def check_thresholds(report: QualityReport, thresholds: Thresholds) -> None:
         failures.append(f"logits KL {report.whole.logits_kl:.4f} > {thresholds.logits_kl}")
     if not report.whole.top1_agreement >= thresholds.top1:
         failures.append(f"top-1 agreement {report.whole.top1_agreement:.3f} < {thresholds.top1}")
+    if report.task is not None and not report.task.accuracy >= thresholds.task:
+        failures.append(f"task accuracy {report.task.accuracy:.3f} < {thresholds.task}")
     if failures:
         raise GateError(
             "the exported model differs too much from the checkpoint: " + "; ".join(failures),
@@ -169,13 +203,37 @@ def _whole(
     )
 
 
+def _task(model: EagerModel, stages: OpenStages, task: Iterable[TaskSample]) -> TaskQuality | None:
+    right: list[tuple[bool, bool]] = []
+    for sample in task:
+        conversation, steps = sample.conversation, sample.steps
+        reference = model.generate(conversation.embeddings, steps, chunk_size=stages.decoder.chunk_size)
+        mine = _greedy(stages, _vision_swapped(model, stages, conversation), model.spec.stop_tokens, steps)
+        right.append((sample.is_right(mine), sample.is_right(reference)))
+    if not right:
+        return None
+    accuracy, reference_accuracy = (sum(side) / len(right) for side in zip(*right, strict=True))
+    return TaskQuality(len(right), accuracy, reference_accuracy)
+
+
+def _greedy(stages: OpenStages, embeddings: NDArray[np.float32], stop: Sequence[int], steps: int) -> list[int]:
+    logits = stages.decoder.prefill(embeddings)
+    tokens: list[int] = []
+    while (token := int(logits.argmax())) not in stop and len(tokens) < steps:
+        tokens.append(token)
+        if stages.decoder.length == stages.decoder.capacity:
+            break
+        logits = stages.decoder.step(token)
+    return tokens
+
+
 def _perplexity(losses: Sequence[float]) -> float:
     """exp of the mean loss in nats; what float64 cannot hold becomes its largest number."""
     return math.exp(min(float(np.mean(losses)), 709.0))
 
 
 def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation) -> NDArray[np.float32]:
-    """The sample's embeddings [L, H] with the visual tokens that the lowered stages give."""
+    """The sample's embeddings [L, H] as the lowered stages give them, visual tokens and text."""
     import torch
 
     from pocketvlm.toolchain.quantize.calibration import arrange, splice
@@ -184,7 +242,8 @@ def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation)
     for name in VISION_STAGES:
         values = stages.run(name, values)
     tokens = torch.from_numpy(arrange(model, values, sample.plan))
-    swapped: NDArray[np.float32] = splice(model, sample.tokens, [tokens])[0].numpy()
+    embed = stages.decoder.embed
+    swapped: NDArray[np.float32] = splice(lambda ids: torch.from_numpy(embed(ids))[None], sample.tokens, [tokens])[0].numpy()
     return swapped
 
 

@@ -52,7 +52,7 @@ def eager(path: Path) -> Answer:
         for question in questions:
             content = [{"type": "image"}, {"type": "text", "text": question}]
             tokens = prepared.builder.encode([{"role": "user", "content": content}])
-            embeddings = splice(model, tokens, [visual])
+            embeddings = splice(model.embed, tokens, [visual])
             found.append(prepared.text.decode(model.generate(embeddings, 300)))
         return found
 

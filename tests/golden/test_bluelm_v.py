@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 
+from pocketvlm.errors import GateError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.prompt import PromptTokens
 from pocketvlm.toolchain.checkpoint import Checkpoint
@@ -17,8 +20,9 @@ from pocketvlm.toolchain.export import export_checkpoint, prepare
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import encode_image, splice
-from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.recipe import ExportRecipe, Thresholds
 from pocketvlm.toolchain.torch_ops import EagerCache
+from pocketvlm.toolchain.verify import TaskQuality
 
 from .tiny_bluelm_v import IMAGE, TinyBlueLMV
 
@@ -82,7 +86,7 @@ def test_eager_model_and_bundle_equal_the_assembly(name: str, tmp_path: Path) ->
         prompt = prepared.builder.encode(messages)
         text = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         assert flat(prompt) == model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert eager.generate(splice(eager, prompt, [tokens]), 24, chunk_size=50) == expected
+        assert eager.generate(splice(eager.embed, prompt, [tokens]), 24, chunk_size=50) == expected
         export_checkpoint(checkpoint, tmp_path / "bundle", FP32, SilentProgress())
     with VlmSession.open(tmp_path / "bundle", threads=1) as session:
         stream = session.chat(messages, max_new_tokens=24)
@@ -90,6 +94,28 @@ def test_eager_model_and_bundle_equal_the_assembly(name: str, tmp_path: Path) ->
         assert list(stream.token_ids) == expected
         assert [item.image_tokens for item in stream.tile_plans] == [len(visual)]
     assert answer == model.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_a_task_is_judged_by_the_answers_text(tmp_path: Path) -> None:
+    """Two questions: one with the assembly's own answer, one with another. Half of them are right, on both sides."""
+    model = TinyBlueLMV(seed=9)
+    picture = photograph((0, 0, 451, 300))
+    expected, lead = model.answer(asked(picture), [model.image_tokens(model.pixels(picture, (3, 2)), (3, 2))], 24)
+    assert lead > 0.01
+    end = next(number for number in range(4, 24) if expected[number] not in expected[:number])
+    right = model.tokenizer.decode(expected[:end], skip_special_tokens=True)
+    directory = model.save(tmp_path / "checkpoint", GRIDS)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": expected[end]}))
+    picture.save(tmp_path / "picture.png")
+    questions = [[QUESTION, f" {right}\n"], [QUESTION, right + "!"]]
+    (tmp_path / "task.json").write_text(json.dumps({"picture.png": questions}))
+    recipe = replace(FP32, task=str(tmp_path / "task.json"))
+    with Checkpoint.open(str(directory)) as checkpoint:
+        report = export_checkpoint(checkpoint, tmp_path / "bundle", recipe, SilentProgress())
+        assert report.quality["ort-cpu"].task == TaskQuality(2, 0.5, 0.5)
+        with pytest.raises(GateError, match=r"task accuracy 0\.500 < 0\.6"):
+            export_checkpoint(checkpoint, tmp_path / "new", replace(recipe, thresholds=Thresholds(task=0.6)), SilentProgress())
+    assert json.loads((tmp_path / "bundle/report.json").read_text())["variants"]["ort-cpu"]["task"]["accuracy"] == 0.5
 
 
 def test_conversation_about_two_photographs(tmp_path: Path) -> None:

@@ -121,6 +121,10 @@ def _print_quality(quality: dict[str, Any]) -> None:
         rows = [(name, f"{item['cosine']:.5f}", f"{item['sqnr_db']:.1f}") for name, item in stages.items()]
         print_table("against the checkpoint in float32", ("stage", "cosine", "SQNR dB"), rows)
     print_pairs((name.replace("_", " "), f"{value:.4g}") for name, value in whole.items())
+    task = quality.get("task")
+    if task:
+        shares = f"{task['accuracy']:.1%} right, the checkpoint {task['reference_accuracy']:.1%}"
+        print_pairs([("task", f"{task['questions']} questions, {shares}")])
 
 
 def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) -> None:

@@ -7,7 +7,7 @@ chelsea: public domain and CC0), a few questions, and English text from Python's
 from __future__ import annotations
 
 import pydoc_data.topics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,23 +56,22 @@ def pairs(images: int, prompts: int, judged: int) -> tuple[list[tuple[int, int]]
 
 
 class Pictures:
-    """Images and prompts, embedded with the eager model; every image is encoded once."""
+    """Makes conversations with the eager model; every image is encoded once."""
 
-    def __init__(self, model: EagerModel, builder: PromptBuilder, images: Sequence[Path], prompts: Sequence[str]) -> None:
-        self._model, self._builder, self._images, self._prompts = model, builder, images, prompts
+    def __init__(self, model: EagerModel, builder: PromptBuilder) -> None:
+        self._model, self._builder = model, builder
         self._encoded: dict[Path, tuple[TilePlan, Tensor, Tensor]] = {}
 
-    def conversation(self, image: int, prompt: int) -> Conversation:
-        """The image and the prompt of these numbers."""
-        path = self._images[image]
-        if path not in self._encoded:
-            self._encoded[path] = encode_image(self._model, path)
-        plan, pixels, visual = self._encoded[path]
-        tokens = self._builder.encode(_ask(self._prompts[prompt]))
-        return Conversation(path, plan, tokens, pixels, splice(self._model, tokens, [visual]))
+    def conversation(self, image: Path, prompt: str) -> Conversation:
+        """One question about one image."""
+        if image not in self._encoded:
+            self._encoded[image] = encode_image(self._model, image)
+        plan, pixels, visual = self._encoded[image]
+        tokens = self._builder.encode(_ask(prompt))
+        return Conversation(image, plan, tokens, pixels, splice(self._model.embed, tokens, [visual]))
 
 
-def longest(builder: PromptBuilder, spec: ModelSpec, images: Sequence[Path], prompts: Sequence[str]) -> int:
+def longest(builder: PromptBuilder, spec: ModelSpec, images: Iterable[Path], prompts: Iterable[str]) -> int:
     """Positions that the longest question about the largest image takes, known without the model."""
     sizes = [load_image(path, spec.image).size for path in images]
     visual = [plan_tiles(width, height, spec.tiling, spec.image_tokens).image_tokens for width, height in sizes]
@@ -99,10 +98,10 @@ def arrange(model: EagerModel, tokens: NDArray[np.float32], plan: TilePlan) -> N
     return arrange_tokens(tokens, plan, model.spec.image_tokens, None if newline is None else newline.numpy())
 
 
-def splice(model: EagerModel, prompt: PromptTokens, images: Sequence[Tensor]) -> Tensor:
-    """A prompt and the visual tokens of its images -> embeddings [1, L, H]."""
+def splice(embed: Callable[[Sequence[int]], Tensor], prompt: PromptTokens, images: Sequence[Tensor]) -> Tensor:
+    """A prompt and the visual tokens of its images -> embeddings [1, L, H]; `embed` is the table, ids to [1, n, H]."""
     rows = [
-        images[part.index][None] if isinstance(part, ImageSlot) else model.embed(part)
+        images[part.index][None] if isinstance(part, ImageSlot) else embed(part)
         for part in prompt.parts
         if isinstance(part, ImageSlot) or part
     ]
