@@ -37,7 +37,7 @@ def draw_schedule(trace: dict[str, Any], path: Path) -> None:
     vision = [item for item in window if item["ts"] < end_of_vision]
     _lanes(top, vision, start, ["patch_embed", "vision_encoder", "connector"])
     tiles = sum(item["args"].get("tiles", 0) for item in vision if item["name"] == "patch_embed")
-    hidden = _overlap(vision)
+    hidden = overlap_ms(vision)
     whole = (end_of_vision - start) / 1000
     top.set_title(f"image encoding: {tiles} tiles in {whole:.0f} ms; {hidden:.1f} ms of patch embedding behind vision blocks")
     _lanes(bottom, window, start, ["vision_encoder", "prefill", "decode"])
@@ -80,7 +80,7 @@ def _lanes(axes: Any, events: list[dict[str, Any]], start: float, lanes: list[st
     axes.grid(axis="x", alpha=0.3)
 
 
-def _overlap(events: list[dict[str, Any]]) -> float:
+def overlap_ms(events: list[dict[str, Any]]) -> float:
     """Milliseconds in which patch embedding and vision blocks ran at the same time."""
     embedding, blocks = (
         [(item["ts"], item["ts"] + item["dur"]) for item in events if item["name"] == name]

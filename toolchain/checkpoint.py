@@ -31,6 +31,7 @@ MAX_LARGE_JSON_BYTES = 256 * 1024 * 1024
 MAX_TEMPLATE_BYTES = 1024 * 1024
 READABLE_DTYPES = ("BF16", "F16", "F32")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors\Z", re.ASCII)
 _DOWNLOAD_AGAIN = "the checkpoint is incomplete or damaged; download it again"
 
@@ -103,7 +104,9 @@ class Checkpoint:
             name = path.resolve().name
             return cls(path, name, name)
         directory = download(path_or_hub_id, revision)
-        source = f"{path_or_hub_id}@{revision}" if revision else path_or_hub_id
+        # The hub's cache names a snapshot by its commit, which says more than a branch.
+        commit = directory.name if _COMMIT.fullmatch(directory.name) else revision
+        source = f"{path_or_hub_id}@{commit}" if commit else path_or_hub_id
         return cls(directory, path_or_hub_id.partition("/")[2], source)
 
     def __enter__(self) -> Checkpoint:

@@ -53,7 +53,7 @@ def derive_prompt(
         template: jinja2 source of the checkpoint's chat template.
         special_tokens: names for the template: bos_token, eos_token, ...
         image_token: the token that the model's processor replaces by visual tokens.
-        time_limit_s: for all renderings together.
+        time_limit_s: processor time of all renderings together.
         output_limit: characters of one rendering.
 
     Raises:

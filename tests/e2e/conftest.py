@@ -23,6 +23,7 @@ from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
 from tests.golden.tiny_bluelm_v import TinyBlueLMV
 
+ROOT = Path(__file__).resolve().parents[2]
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)]
 # A random model meets these; no export here is judged by its quality.
 RECIPE = {"calibration": {"tokens": 64}, "thresholds": {"stage_cosine": -1, "logits_kl": 100, "top1": 0}}
@@ -144,3 +145,13 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photographs") / "chelsea.png"
     Image.fromarray(skimage.data.chelsea()).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint, exported with its own recipe and held to that recipe's thresholds."""
+    bundle = tmp_path_factory.mktemp("demo") / "bundle"
+    recipe = load_recipe(ROOT / "export_configs" / "demo.ort-cpu.yaml")
+    with Checkpoint.open(str(ROOT / "demo" / "model")) as checkpoint:
+        export_checkpoint(checkpoint, bundle, recipe, SilentProgress())
+    return bundle

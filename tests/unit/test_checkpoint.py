@@ -359,6 +359,11 @@ def test_a_hub_checkpoint_is_downloaded_without_pickles(directory: Path, monkeyp
     checkpoint = Checkpoint.open("owner/some-model", revision="v2")
     assert (checkpoint.name, checkpoint.source) == ("some-model", "owner/some-model@v2")
     assert Checkpoint.open("owner/some-model").source == "owner/some-model"
+    # As the hub's cache has it: snapshots/COMMIT.
+    commit = directory.parent / ("0123456789abcdef" * 3)[:40]
+    commit.symlink_to(directory)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda hub_id, **options: str(commit))
+    assert Checkpoint.open("owner/some-model", revision="v2").source == f"owner/some-model@{commit.name}"
     assert [(hub_id, options["revision"]) for hub_id, options in calls] == [
         ("owner/some-model", "v2"),
         ("owner/some-model", None),

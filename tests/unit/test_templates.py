@@ -226,7 +226,7 @@ _SPECS: dict[str, PromptSpec] = {}
 
 def spec_of(name: str) -> PromptSpec:
     if name not in _SPECS:
-        _SPECS[name] = derive_prompt(FAMILIES[name].template, TOKENS, FAMILIES[name].image_token, time_limit_s=60)
+        _SPECS[name] = derive_prompt(FAMILIES[name].template, TOKENS, FAMILIES[name].image_token)
     return _SPECS[name]
 
 
@@ -421,7 +421,7 @@ INEXPRESSIBLE = {
 def test_template_that_data_cannot_express_is_refused_by_the_conversation(name: str) -> None:
     template, reason = INEXPRESSIBLE[name]
     with pytest.raises(TemplateError, match=reason):
-        derive_prompt(template, TOKENS, "<image>", time_limit_s=60)
+        derive_prompt(template, TOKENS, "<image>")
 
 
 def test_no_image_token() -> None:

@@ -8,7 +8,8 @@ with one scale per channel. The patch convolution, the norms and the softmax sta
 
 from __future__ import annotations
 
-import onnxruntime
+import platform
+from importlib.metadata import version
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
@@ -25,6 +26,12 @@ from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage,
 _FLOAT = Scheme("float32")
 _VISION_DATA = "vision.data"
 _LANGUAGE_DATA = "language.data"
+
+
+def _versions() -> dict[str, str]:
+    """What decides the numbers of a bundle, beside the checkpoint and the recipe."""
+    found = {name: version(name) for name in ("onnxruntime", "onnx", "torch", "transformers")}
+    return found | {"python": platform.python_version()}
 
 
 class OrtCpu:
@@ -54,7 +61,7 @@ class OrtCpu:
             vision_batch=job.recipe.vision_batch,
             stages=stages,
             kv_cache=cache,
-            toolchain={"onnxruntime": onnxruntime.__version__},
+            toolchain=_versions(),
         )
 
     def _vision(self, job: LowerJob) -> dict[str, StageSpec]:

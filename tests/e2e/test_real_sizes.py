@@ -1,0 +1,39 @@
+"""Real sizes, too slow for every run: what quantization costs a real language model, and a 3B model from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.mark.slow
+def test_gptq_and_the_int8_cache_cost_a_real_model_little(tmp_path: Path) -> None:
+    """SmolLM2-135M on 8,000 tokens that calibration never saw: GPTQ's KL at most half of rounding's, the cache 0.5%."""
+    checkpoint = tmp_path / "smollm2-llava"
+    subprocess.run([sys.executable, str(BENCHMARKS / "checkpoints" / "smollm2_llava.py"), str(checkpoint)], check=True)
+    command = [sys.executable, str(BENCHMARKS / "quality.py"), str(checkpoint), "--work", str(tmp_path / "work"), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert (found["missed"], done.returncode) == ([], 0)
+    rows = found["rows"]
+    assert min(row["tokens"] for row in rows.values()) >= 8000
+    assert rows["GPTQ, float cache"]["kl"] <= 0.5 * rows["round to nearest, float cache"]["kl"]
+    assert rows["GPTQ, INT8 cache"]["perplexity"] <= 1.005 * rows["GPTQ, float cache"]["perplexity"]
+
+
+@pytest.mark.slow
+def test_a_3b_model_of_full_size_exports_and_answers(tmp_path: Path) -> None:
+    """BlueLM-V-3B's sizes with random weights; needs 12 GB of disk and 20 GB of memory."""
+    command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--build", str(tmp_path), "--json"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert found["plan"] == {"grid": [2, 4], "tiles": 8, "thumbnail": True, "image_tokens": 9 * 196}
+    # Never two copies of the model in float32, nor one: three billion parameters are 12 GB in float32.
+    assert found["export_peak_gb"] < 12
+    assert found["rss_after_release_mb"] < found["rss_before_release_mb"]
