@@ -11,7 +11,6 @@ import sys
 import tarfile
 import venv
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ import pytest
 from pocketvlm.toolchain.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
+SCREENS = ROOT / "demo" / "screens"
 HEAVY = {"torch", "transformers", "onnx", "optimum", "safetensors", "jinja2", "ruamel.yaml", "psutil", "matplotlib"}
 PROGRAM = """
 import sys
@@ -26,7 +26,7 @@ from pocketvlm.runtime import VlmSession
 
 with VlmSession.open(sys.argv[1]) as session:
     screen = session.encode(sys.argv[2])
-    question = {"type": "text", "text": "What is in this picture?"}
+    question = {"type": "text", "text": "What time is it?"}
     messages = [{"role": "user", "content": [{"type": "image", "image": screen}, question]}]
     for piece in session.chat(messages, max_new_tokens=16):
         print(piece, end="", flush=True)
@@ -70,7 +70,7 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 def test_wheel_of_the_source_archive_answers_with_four_packages_only(
-    exported: Callable[[str], Path], photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive, wheel = build(tmp_path)
     # runtime/ and toolchain/ are links in src/pocketvlm; both archives must hold what they lead to.
@@ -99,16 +99,17 @@ def test_wheel_of_the_source_archive_answers_with_four_packages_only(
     assert installed >= {"pocketvlm", *wanted}
     assert not installed & HEAVY
 
-    bundle = exported("paper")
-    answer = run(python, "-c", PROGRAM, bundle, photograph)
-    assert main(["run", str(bundle), "What is in this picture?", "--image", str(photograph), "--max-new-tokens", "16"]) == 0
+    screen = SCREENS / "screen-1.png"
+    answer = run(python, "-c", PROGRAM, demo_bundle, screen)
+    assert main(["run", str(demo_bundle), "What time is it?", "--image", str(screen), "--max-new-tokens", "16"]) == 0
     assert capsys.readouterr().out == answer + "\n"
+    assert ["What time is it?", answer] in json.loads((SCREENS / "questions.json").read_text())["screen-1.png"]
     # Also where the heavy ones are installed, the runtime imports none of them.
     assert json.loads(run(python, "-c", LOADED)) == []
     assert json.loads(run(sys.executable, "-c", LOADED)) == []
 
     # The program is there, and says what it lacks.
-    command = [place / "bin" / "pocketvlm", "run", bundle, "hello"]
+    command = [place / "bin" / "pocketvlm", "run", demo_bundle, "hello"]
     lacking = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (lacking.returncode, lacking.stdout) == (5, "")
     assert re.fullmatch(r"error: the package \w+ is not installed \(pip install 'pocketvlm\[cli\]'\)\n", lacking.stderr)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 import torch
@@ -81,6 +82,14 @@ def test_bundle_answers_as_transformers(case: dict[str, object], photograph: Pat
         text = "".join(stream)
         assert list(stream.token_ids) == expected
     assert text == processor.tokenizer.decode(expected, skip_special_tokens=True)
+    # A tied table is stored once: both graphs of the language model name the same bytes.
+    tables = set()
+    for name in ("embed_tokens", "decoder"):
+        graph = onnx.load(tmp_path / f"bundle/ort-cpu/{name}.onnx", load_external_data=False).graph
+        for tensor in graph.initializer:
+            if sorted(tensor.dims) == sorted((prepared.spec.decoder.vocab_size, prepared.spec.decoder.hidden_size)):
+                tables.add(tuple((item.key, item.value) for item in tensor.external_data))
+    assert len(tables) == (1 if case.get("tied") else 2)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

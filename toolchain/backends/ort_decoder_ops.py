@@ -76,6 +76,9 @@ class OrtDecoderOps(OrtOps):
     def linear(self, x: str, name: str, *, bias: bool) -> str:
         # The output projection has a scheme of its own; tied, it is the embedding table.
         self.scheme = self._head if name == self._decoder.output_projection else self._body
+        if name == self._decoder.output_projection and self._head.kind == "float32" and not bias:
+            # On one position's [1, H]; the table as it is stored, so that a tied one is stored once.
+            return self.graph.node("Gemm", [x, self._float_weight(f"{name}.weight")], transB=1)
         return super().linear(x, name, bias=bias)
 
     def linears(self, x: str, names: Sequence[str], *, bias: bool) -> list[str]:
