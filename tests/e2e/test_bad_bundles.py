@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 import pytest
 
@@ -126,6 +127,16 @@ def write_manifest(bundle: Path, content: bytes) -> None:
     (bundle / "manifest.json.sha256").write_text(manifest_hash(content))
 
 
+def rehash(bundle: Path, name: str) -> None:
+    """Let the manifest say of the file what it is now."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    content = (bundle / name).read_bytes()
+    for item in manifest["files"]:
+        if item["path"] == name:
+            item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    write_manifest(bundle, json.dumps(manifest).encode())
+
+
 def edited(bundle: Path, path: str, value: Any) -> None:
     """Set "a.0.c" of the manifest; `...` deletes it."""
     raw = json.loads((bundle / "manifest.json").read_text())
@@ -185,6 +196,21 @@ def test_tampered_manifest(call: Call, bundle: Path, loaded: list[str], name: st
 def test_a_manifest_that_is_none(call: Call, bundle: Path, content: bytes) -> None:
     write_manifest(bundle, content)
     refused(call, bundle, r"manifest\.json")
+
+
+@pytest.mark.parametrize("location", ["../../secret", "ABSOLUTE", "*/_ORT_MEM_ADDR_/*"])
+def test_a_graph_that_reaches_for_files_or_memory_outside(call: Call, bundle: Path, location: str) -> None:
+    """Hashes are right, paths in the manifest, too: the graph itself names the place of its weights."""
+    secret = bundle.parent / "secret"
+    secret.write_bytes((bundle / "ort-cpu/vision.data").read_bytes())
+    model = onnx.load(bundle / "ort-cpu/connector.onnx", load_external_data=False)
+    tensor = next(item for item in model.graph.initializer if item.external_data)
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = str(secret) if location == "ABSOLUTE" else location
+    (bundle / "ort-cpu/connector.onnx").write_bytes(model.SerializeToString())
+    rehash(bundle, "ort-cpu/connector.onnx")
+    call("run", bundle, *QUESTION).failed(3, r"connector\.onnx: ONNX Runtime 1\.29\.0 cannot load it")
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256"])
@@ -249,12 +275,7 @@ def test_verify_notices_other_numbers(call: Call, bundle: Path, exported: Callab
     probes["connector"] = [-value for value in probes["connector"]]
     (bundle / "report.json").write_text(json.dumps(raw))
     call("verify", bundle).failed(3, r"report\.json: \d+ bytes|report\.json: sha256")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    content = (bundle / "report.json").read_bytes()
-    for item in manifest["files"]:
-        if item["path"] == "report.json":
-            item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    write_manifest(bundle, json.dumps(manifest).encode())
+    rehash(bundle, "report.json")
     result = call("verify", bundle, "--json")
     result.failed(4, "stage connector gives other numbers here than at export.*cosine -")
     assert result.json["error"]["code"] == "gate_failed"
