@@ -23,6 +23,9 @@ SCHEMA_MINOR = 0
 MANIFEST_NAME = "manifest.json"
 MANIFEST_HASH_NAME = "manifest.json.sha256"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+MAX_TILE_SIZE = 4096
+MAX_GRIDS = 1000
+MAX_GRID_SIDE = 100
 # An image is brought to the size of its grid, in memory, before it is cut.
 MAX_GRID_PIXELS = 1 << 25
 
@@ -333,10 +336,10 @@ def _check(manifest: Manifest) -> None:
     if tiling.policy not in GRID_POLICIES:
         known = ", ".join(sorted(GRID_POLICIES))
         raise BundleError(f"manifest.json.tiling.policy: {tiling.policy!r} is none of {known}", "update PocketVLM")
-    if not 1 <= tiling.tile_size <= 4096 or not tiling.grids or len(tiling.grids) > 1000:
-        raise BundleError("manifest.json: tiling needs a tile_size of 1 to 4096 and 1 to 1000 grids")
-    if any(not (1 <= cols <= 100 and 1 <= rows <= 100) for cols, rows in tiling.grids):
-        raise BundleError("manifest.json: tiling grids must lie between 1x1 and 100x100")
+    if not 1 <= tiling.tile_size <= MAX_TILE_SIZE or not 1 <= len(tiling.grids) <= MAX_GRIDS:
+        raise BundleError(f"manifest.json: tiling needs a tile_size of 1 to {MAX_TILE_SIZE} and 1 to {MAX_GRIDS} grids")
+    if any(not 1 <= side <= MAX_GRID_SIDE for grid in tiling.grids for side in grid):
+        raise BundleError(f"manifest.json: tiling grids must lie between 1x1 and {MAX_GRID_SIDE}x{MAX_GRID_SIDE}")
     if any(cols * rows * tiling.tile_size**2 > MAX_GRID_PIXELS for cols, rows in tiling.grids):
         raise BundleError(f"manifest.json: a tiling grid has more than {MAX_GRID_PIXELS} pixels")
     if not (1 <= tokens.rows <= 4096 and 1 <= tokens.cols <= 4096):

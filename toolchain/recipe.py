@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pocketvlm.errors import RecipeError
 from pocketvlm.runtime.grid_policies import GRID_POLICIES
-from pocketvlm.runtime.manifest import Thumbnail, TilingSpec
+from pocketvlm.runtime.manifest import MAX_GRID_SIDE, MAX_GRIDS, Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain.backends import BACKENDS
 
@@ -150,11 +150,11 @@ class ExportRecipe:
         if tiling.policy is not None and tiling.policy not in GRID_POLICIES:
             raise RecipeError(f"recipe: unknown tiling.policy {tiling.policy!r}", f"there are {', '.join(GRID_POLICIES)}")
         if tiling.grids is not None:
-            if not 1 <= len(tiling.grids) <= 1000 or len(set(tiling.grids)) != len(tiling.grids):
-                raise RecipeError("recipe: tiling.grids must be 1 to 1000 grids, each once")
+            if not 1 <= len(tiling.grids) <= MAX_GRIDS or len(set(tiling.grids)) != len(tiling.grids):
+                raise RecipeError(f"recipe: tiling.grids must be 1 to {MAX_GRIDS} grids, each once")
             for grid in tiling.grids:
                 for side in grid:
-                    _within("a side of tiling.grids", side, 1, 100)
+                    _within("a side of tiling.grids", side, 1, MAX_GRID_SIDE)
         if tiling.alpha is not None:
             _within("tiling.alpha", tiling.alpha, 0.0, 1.0)
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime.grid_policies import GRID_POLICIES
-from pocketvlm.runtime.manifest import MAX_GRID_PIXELS, TilingSpec
+from pocketvlm.runtime.manifest import MAX_GRID_PIXELS, MAX_GRID_SIDE, MAX_GRIDS, MAX_TILE_SIZE, TilingSpec
 
-MAX_TILE_SIZE = 4096
-MAX_GRIDS = 1000
-MAX_SIDE = 100
 _CONFIG = "correct config.json, or the recipe where it sets the tiling"
 
 
@@ -34,8 +31,8 @@ def checked(spec: TilingSpec) -> TilingSpec:
     if not 1 <= len(spec.grids) <= MAX_GRIDS:
         raise CheckpointError(f"tiling: {len(spec.grids)} candidate grids", f"give 1 to {MAX_GRIDS}")
     for cols, rows in spec.grids:
-        if not (1 <= cols <= MAX_SIDE and 1 <= rows <= MAX_SIDE):
-            raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_SIDE}x{MAX_SIDE}", _CONFIG)
+        if not (1 <= cols <= MAX_GRID_SIDE and 1 <= rows <= MAX_GRID_SIDE):
+            raise CheckpointError(f"tiling: grid {cols}x{rows} is not between 1x1 and {MAX_GRID_SIDE}x{MAX_GRID_SIDE}", _CONFIG)
         if cols * rows * spec.tile_size**2 > MAX_GRID_PIXELS:
             raise CheckpointError(
                 f"tiling: grid {cols}x{rows} of tiles of {spec.tile_size} pixels has more than {MAX_GRID_PIXELS} pixels",
