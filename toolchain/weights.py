@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Rename = Callable[[str], str | None]
 _SHOWN = 5
+_LAYER = re.compile(r"\.layers\.\d+\.")
 
 
 def expected_parameters(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -65,8 +66,9 @@ class CanonicalWeights:
                 sources[canonical] = name
         missing = [name for name in self.shapes if name not in sources]
         if missing:
+            shown = _some([_stored_name(name, sources) for name in missing[: _SHOWN + 1]])
             raise CheckpointError(
-                f"the checkpoint lacks {len(missing)} tensor(s): {_some(missing)}",
+                f"the checkpoint lacks {len(missing)} tensor(s): {shown}",
                 "download it again, or the config is of another model",
             )
         if surplus:
@@ -127,6 +129,18 @@ def _unused(spec: ModelSpec, canonical: str) -> bool:
 
 def _same_but_for_ones(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return [size for size in found if size != 1] == [size for size in wanted if size != 1]
+
+
+def _stored_name(missing: str, sources: Mapping[str, str]) -> str:
+    """What the checkpoint would call a canonical parameter, judged by the same one of another layer; else `missing`."""
+    layer = _LAYER.search(missing)
+    if layer is not None:
+        before, after = missing[: layer.start()], missing[layer.end() :]
+        for canonical, source in sources.items():
+            other = _LAYER.search(canonical)
+            if other and other[0] in source and (canonical[: other.start()], canonical[other.end() :]) == (before, after):
+                return source.replace(other[0], layer[0], 1)
+    return missing
 
 
 def _some(names: list[str]) -> str:

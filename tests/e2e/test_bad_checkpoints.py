@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -132,7 +133,7 @@ CASES: dict[str, tuple[Damage, str, bool]] = {
     "decoder nearly known": (config("text_config.model_type", "lama"), r"decoder 'lama' \(did you mean llama", True),
     "tower unknown": (config("vision_config.model_type", "dino"), "vision tower 'dino'.*siglip_vision_model", True),
     "misspelt key": (config("projector_config.hidden_siz", 3), r"unknown key 'hidden_siz' \(did you mean 'hidden_size'", True),
-    "missing tensor": (tensors(lambda all_: all_.pop(UP)), r"lacks 1 tensor\(s\): decoder\.layers\.1\.up", True),
+    "missing tensor": (tensors(lambda all_: all_.pop(UP)), rf"lacks 1 tensor\(s\): {re.escape(UP)}", True),
     "surplus tensor": (tensors(lambda all_: same(all_, "extra.weight", torch.ones(3))), r"1 tensor\(s\).*extra\.weight", True),
     "surplus layer": (
         tensors(lambda all_: same(all_, UP.replace(".1.", ".3."), all_[UP].clone())),
