@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,10 +26,11 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build"
 BUNDLE = BUILD / "demo-bundle"
 SCREENS = HERE / "screens"
-COLUMNS = (
-    "screenshot", "tiles", "image tokens", "vision ms", "ttft ms: cold", "encoded", "next question", "prefill tok/s",
-    "decode tok/s",
-)  # fmt: skip
+COLUMNS = ("", "tiles", "image tokens", "vision ms", "cold", "encoded", "next", "prefill", "decode")
+CAPTION = (
+    "cold, encoded, next: ms to the first text when the image comes with the question, has been encoded before, has just "
+    "been asked about; prefill, decode: tokens/s"
+)
 
 
 def main() -> int:
@@ -72,9 +74,9 @@ def main() -> int:
             _, last = ask(Console(quiet=True), session, SCREENS / name, pairs[0][0])
             rows[name].insert(4, f"{last.ttft_ms:.0f}")
     console.rule("3. what it cost on this machine")
-    table = Table(*COLUMNS)
+    table = Table(*COLUMNS, caption=CAPTION, box=box.SIMPLE, pad_edge=False)
     for name, row in rows.items():
-        table.add_row(name, *row)
+        table.add_row(Path(name).stem, *row)
     console.print(table)
     size = sum(path.stat().st_size for path in BUNDLE.rglob("*") if path.is_file())
     peak = "unknown" if last.peak_rss_mb is None else f"{last.peak_rss_mb:.0f} MB"

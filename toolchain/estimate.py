@@ -42,6 +42,8 @@ def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int) -> 
     else:
         block = recipe.decoder_weights.block_size
         disk = decoder * (0.5 + 4.5 / block) + vision * 1.02 + rest * (1 + 5 / block)
+        if recipe.prefill_weights == "int8":
+            disk += decoder * 1.01
     gptq = recipe.precision == "paper" and recipe.decoder_weights.method == "gptq"
     kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
     hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0

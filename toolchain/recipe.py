@@ -104,6 +104,8 @@ class ExportRecipe:
         vision_batch: tiles that the vision encoder takes at once.
         fixed_vision_batch: compile the vision stages for exactly that batch instead of any up to it.
         decoder_weights, lm_head_bits, embedding_bits, kv_cache: see the paper scheme.
+        prefill_weights: "int8" adds a second form of the decoder's matrices, for chunks: the same values, rounded to INT8
+            per output. Prefill becomes faster, the bundle and the memory larger.
         task: file of questions with known answers, see `load_task`; the report then tells how many come out right.
 
     Raises:
@@ -117,6 +119,7 @@ class ExportRecipe:
     vision_batch: int = 4
     fixed_vision_batch: bool = False
     decoder_weights: DecoderWeights = field(default_factory=DecoderWeights)
+    prefill_weights: Literal["int4", "int8"] = "int4"
     lm_head_bits: Literal[8, 4] = 8
     embedding_bits: Literal[8, 4] = 8
     kv_cache: KvCache = field(default_factory=KvCache)

@@ -29,6 +29,7 @@ GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)]
 RECIPE = {"calibration": {"tokens": 64}, "thresholds": {"stage_cosine": -1, "logits_kl": 100, "top1": 0}}
 BUNDLES: dict[str, dict[str, Any]] = {
     "paper": {},
+    "INT8 prefill": {"prefill_weights": "int8"},
     "fp32": {"precision": "fp32"},
     "fp32, chunks of 7": {"precision": "fp32", "chunk_size": 7},
     "fp32, fixed batch": {"precision": "fp32", "fixed_vision_batch": True},

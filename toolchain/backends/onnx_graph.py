@@ -118,8 +118,8 @@ class GraphWriter:
         return self.constant(np.array(values, np.int64))
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        """A parameter: in the external file, or in the graph when it is small."""
-        if name not in self._initializers:
+        """A parameter: in the external file, once for all its graphs, or in the graph when it is small."""
+        if self.shared_weight(name) is None:
             small = array.nbytes <= _INLINE_BYTES
             self._initializers[name] = numpy_helper.from_array(array, name) if small else self.tensors.write(name, array)
         return name

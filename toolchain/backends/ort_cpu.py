@@ -102,21 +102,29 @@ class OrtCpu:
             graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
             graph.output(stage.output)
             found[stage.name] = self._save(job, graph, _LANGUAGE_DATA, (stage.input,), (stage.output,))
-            job.progress.note("writing decoder")
-            stage = decoder_stage(job.spec)
-            graph = GraphWriter(stage.name, tensors)
-            past = TensorSpec("past_length", "int64", (1,))
-            inputs = (stage.input, past, *cache_tensors(cache, "past"))
-            outputs = (stage.output, *cache_tensors(cache, "present"))
-            for tensor in inputs:
-                graph.input(tensor)
-            ops = OrtDecoderOps(graph, job.weights, body, head, job.spec.decoder, job.kv_scales, job.capacity)
-            graph.rename_output(stage.build(ops, stage.input.name), stage.output.name)
-            for tensor in outputs:
-                graph.output(tensor)
-            decoder = self._save(job, graph, _LANGUAGE_DATA, inputs, outputs)
+            found["prefill"] = found["decode"] = self._decoder(job, tensors, "decoder", body, head, cache)
+            if body.kind == "blocks" and job.recipe.prefill_weights == "int8":
+                chunks = Scheme("row_int8", body.quantize)
+                found["prefill"] = self._decoder(job, tensors, "prefill", chunks, head, cache)
             job.progress.advance(1)
-        return found | {"prefill": decoder, "decode": decoder}
+        return found
+
+    def _decoder(
+        self, job: LowerJob, tensors: TensorFile, name: str, body: Scheme, head: Scheme, cache: KvCacheSpec
+    ) -> StageSpec:
+        job.progress.note(f"writing {name}")
+        stage = decoder_stage(job.spec)
+        graph = GraphWriter(name, tensors)
+        past = TensorSpec("past_length", "int64", (1,))
+        inputs = (stage.input, past, *cache_tensors(cache, "past"))
+        outputs = (stage.output, *cache_tensors(cache, "present"))
+        for tensor in inputs:
+            graph.input(tensor)
+        ops = OrtDecoderOps(graph, job.weights, body, head, job.spec.decoder, job.kv_scales, job.capacity)
+        graph.rename_output(stage.build(ops, stage.input.name), stage.output.name)
+        for tensor in outputs:
+            graph.output(tensor)
+        return self._save(job, graph, _LANGUAGE_DATA, inputs, outputs)
 
     def _schemes(self, job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
         """Schemes of the decoder's layers, of the output projection and of the embedding table."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from pocketvlm.toolchain.backends.onnx_graph import MICROSOFT, GraphWriter
 from pocketvlm.toolchain.quantize.block import BlockWeights, concatenate, per_channel_int8
 
 Weights = Callable[[str], Tensor]
+Int8Weights = tuple[NDArray[np.int8], NDArray[np.float32]]
 Quantize = Callable[[str], BlockWeights]
 
 
@@ -21,9 +23,10 @@ class Scheme:
     """How linear layers are stored and computed.
 
     Attributes:
-        kind: "float32"; "dynamic_int8" (INT8 weights per output channel, activations quantized per call); or "blocks"
-            (4- or 8-bit blocks from `quantize`, activations quantized to INT8 inside the kernel).
-        quantize: canonical prefix -> block weights, for "blocks".
+        kind: "float32"; "dynamic_int8" (INT8 weights per output channel, activations quantized per call); "blocks" (4- or
+            8-bit blocks from `quantize`, activations quantized to INT8 inside the kernel); or "row_int8" (the values of
+            those blocks rounded to INT8 per output channel, activations quantized per position).
+        quantize: canonical prefix -> block weights, for "blocks" and "row_int8".
     """
 
     kind: str
@@ -52,7 +55,9 @@ class OrtOps:
         """All layers in one product, and the number of outputs of each."""
         offset = self._bias(names) if bias else None
         if self.scheme.kind == "dynamic_int8":
-            return self._dynamic_int8(x, names, offset)
+            return self._dynamic_int8(x, [per_channel_int8(self.weights(f"{name}.weight")) for name in names], names, offset)
+        if self.scheme.kind == "row_int8":
+            return self._row_int8(x, names, offset)
         if self.scheme.kind == "blocks":
             return self._blocks(x, names, offset)
         label = "+".join(names)
@@ -68,9 +73,21 @@ class OrtOps:
         stacked: NDArray[np.float32] = np.concatenate([self.weights(f"{name}.bias").numpy() for name in names])
         return self.graph.weight(f"{'+'.join(names)}.bias", stacked)
 
-    def _dynamic_int8(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
+    def _row_int8(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
+        """Each position is scaled to -1..1 first, so that the kernel's one range for all fits every one of them."""
+        assert self.scheme.quantize is not None
+        parts = [per_channel_int8(torch.from_numpy(self.scheme.quantize(name).dequantize())) for name in names]
+        graph = self.graph
+        largest = graph.node("ReduceMax", [graph.node("Abs", [x]), graph.integers(-1)], keepdims=1)
+        largest = graph.node("Max", [largest, graph.constant(np.array(1e-20, np.float32))])
+        product, sizes = self._dynamic_int8(graph.node("Div", [x, largest]), parts, names, None)
+        result = graph.node("Mul", [product, largest])
+        return result if offset is None else graph.node("Add", [result, offset]), sizes
+
+    def _dynamic_int8(
+        self, x: str, parts: Sequence[Int8Weights], names: Sequence[str], offset: str | None
+    ) -> tuple[str, list[int]]:
         label = "+".join(names)
-        parts = [per_channel_int8(self.weights(f"{name}.weight")) for name in names]
         codes = self.graph.weight(f"{label}.int8", np.concatenate([part[0] for part in parts], 1))
         scales = self.graph.weight(f"{label}.scales", np.concatenate([part[1] for part in parts]))
         inputs = [x, codes, scales, ""] + ([offset] if offset else [])
