@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Damage, str, bool]] = {
     "grid larger than memory": (config("tiling_config.grids", [[10**6, 10**6]]), "grid 1000000x1000000", True),
     "images larger than the context": (
         config("tiling_config.grids", [[50, 50]]),
-        r"a calibration image, .* take \d+ positions, the model has 512",
+        r"an image of the calibration or the task, .* take \d+ positions, the model has 512",
         False,
     ),
     "endless template": (

@@ -249,6 +249,28 @@ def test_batches_and_overlap_change_no_token(
     assert min(leads) > LEAD["fp32"]
 
 
+def test_int8_prefill_is_the_same_function_but_for_rounding(exported: Exported) -> None:
+    """Prefill reads the INT4 values rounded once more, decode the INT4 values themselves; both write one cache."""
+    bundles = [exported("paper"), exported("INT8 prefill")]
+    variants = [parse_manifest((bundle / "manifest.json").read_text(encoding="utf-8")).variants[0] for bundle in bundles]
+    assert [variant.stages["prefill"].file for variant in variants] == ["ort-cpu/decoder.onnx", "ort-cpu/prefill.onnx"]
+    assert {variant.stages["decode"].file for variant in variants} == {"ort-cpu/decoder.onnx"}
+    layers = variants[0].kv_cache.layers
+    assert variants[1].stages["prefill"].kernels["MatMulNBits"] == 1
+    assert variants[1].stages["prefill"].kernels["DynamicQuantizeMatMul"] == 4 * layers
+    assert variants[1].stages["decode"].kernels["MatMulNBits"] == 4 * layers + 1
+    ids = [(7 * number + 3) % 300 + 4 for number in range(200)]
+    found = []
+    for bundle, variant in zip(bundles, variants, strict=True):
+        with open_stages(variant, bundle, threads=1) as stages:
+            decoder = stages.decoder
+            prefilled = decoder.prefill(decoder.embed(ids)).copy()
+            found.append((prefilled, decoder.step(5).copy()))
+    for blocks, rows in zip(*found, strict=True):
+        assert not np.array_equal(blocks, rows)
+        assert float(np.linalg.norm(rows - blocks) / np.linalg.norm(blocks)) < 0.1
+
+
 def test_int8_batches_stay_close(exported: Exported, photograph: Path) -> None:
     """INT8 activations share one range per batch (docs/quantization.md), so batches may differ, but only by rounding."""
     found = []

@@ -34,6 +34,7 @@ chunk_size: 64
 vision_batch: 2
 fixed_vision_batch: true
 decoder_weights: {method: gptq, block_size: 64, symmetric: true}
+prefill_weights: int8
 lm_head_bits: 4
 embedding_bits: 4
 kv_cache: {dtype: float32, granularity: per_tensor}
@@ -42,7 +43,8 @@ calibration:
   prompts: [What is it?]
   text: prose.txt
   tokens: 100
-thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25}
+thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25, task: 0.75}
+task: questions.json
 tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
 """
     recipe = load(tmp_path, text)
@@ -56,11 +58,13 @@ tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0
         2,
         True,
         DecoderWeights("gptq", 64, True),
+        "int8",
         4,
         4,
         KvCache("float32", "per_tensor"),
         Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100),
-        Thresholds(0.5, 1.0, 0.25),
+        Thresholds(0.5, 1.0, 0.25, 0.75),
+        str(tmp_path / "questions.json"),
     )
     base = TilingSpec("single", 384, ((1, 1),), "always", fit="crop")
     assert tiling.apply(base) == TilingSpec("llava_next", 384, ((1, 2), (2, 1)), "never", 0.2, "crop")

@@ -119,7 +119,10 @@ class GraphWriter:
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
         """A parameter: in the external file, once for all its graphs, or in the graph when it is small."""
-        if self.shared_weight(name) is None:
+        if self.shared_weight(name) is not None:
+            if list(self._initializers[name].dims) != list(array.shape):
+                raise ValueError(f"parameter {name!r} was written with another shape")
+        else:
             small = array.nbytes <= _INLINE_BYTES
             self._initializers[name] = numpy_helper.from_array(array, name) if small else self.tensors.write(name, array)
         return name

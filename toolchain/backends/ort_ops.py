@@ -89,7 +89,7 @@ class OrtOps:
     ) -> tuple[str, list[int]]:
         label = "+".join(names)
         codes = self.graph.weight(f"{label}.int8", np.concatenate([part[0] for part in parts], 1))
-        scales = self.graph.weight(f"{label}.scales", np.concatenate([part[1] for part in parts]))
+        scales = self.graph.weight(f"{label}.int8_scales", np.concatenate([part[1] for part in parts]))
         inputs = [x, codes, scales, ""] + ([offset] if offset else [])
         result = self.graph.node("DynamicQuantizeMatMul", inputs if offset else inputs[:3], domain=MICROSOFT)
         return result, [len(part[1]) for part in parts]
