@@ -20,7 +20,7 @@ STAGES = {
 
 
 def draw_schedule(trace: dict[str, Any], path: Path) -> None:
-    """Draw the first answer about the image with the most batches.
+    """Draw the first answer about the image with the most batches and the most overlap.
 
     Args:
         trace: Chrome trace JSON as the runtime writes it.
@@ -49,13 +49,13 @@ def draw_schedule(trace: dict[str, Any], path: Path) -> None:
 
 
 def _busiest(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events from the first batch of the image with the most batches to the start of the next image."""
+    """Events from the first batch of one image to the start of the next: the image with the most batches, then overlap."""
     starts = [index for index, item in enumerate(events) if item["name"] == "patch_embed" and item["args"].get("batch") == 0]
     if not starts:
         raise ValueError("the trace holds no encoded image")
     ends = [*starts[1:], len(events)]
     windows = [events[start:end] for start, end in zip(starts, ends, strict=True)]
-    chosen = max(windows, key=lambda window: sum(item["name"] == "patch_embed" for item in window))
+    chosen = max(windows, key=lambda window: (sum(item["name"] == "patch_embed" for item in window), overlap_ms(window)))
     # One answer only: the next one begins with a prefill after a decode.
     decoded = False
     for index, item in enumerate(chosen):
