@@ -74,7 +74,7 @@ def main() -> int:
             _, last = ask(Console(quiet=True), session, SCREENS / name, pairs[0][0])
             rows[name].insert(4, f"{last.ttft_ms:.0f}")
     console.rule("3. what it cost on this machine")
-    table = Table(*COLUMNS, caption=CAPTION, box=box.SIMPLE, pad_edge=False)
+    table = Table(*COLUMNS, caption=CAPTION, box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for name, row in rows.items():
         table.add_row(Path(name).stem, *row)
     console.print(table)

@@ -25,11 +25,15 @@ SLOTS = 3
 # letters' bodies are never cut by the border of two tiles, only the tips of some.
 BASELINE = 13
 LINE = 2 * TOKEN
-EVERYTHING_LINES = 3  # "Read everything." of longer screens is for training alone
 
 TRAIN_FONTS = (
-    "Roboto-Regular.ttf", "Roboto-Medium.ttf", "OpenSans-Regular.ttf", "Lato-Medium.ttf", "LiberationSans-Regular.ttf",
-    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Inter-Regular.otf",
+    "Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "OpenSans-Regular.ttf", "OpenSans-Semibold.ttf",
+    "Lato-Medium.ttf", "Lato-Bold.ttf", "LiberationSans-Regular.ttf", "DejaVuSans.ttf", "NotoSans-Regular.ttf",
+    "Inter-Regular.otf", "Inter-SemiBold.otf", "InterDisplay-Medium.otf", "Carlito-Regular.ttf", "Karla-Regular.otf",
+    "Manrope-Medium.ttf", "Oxygen-Sans.ttf", "Play-Regular.otf", "Cabin-Medium.otf", "Comfortaa-Regular.ttf",
+    "Mplus1-Regular.otf", "ClearSans-Medium.ttf", "URWGothic-Book.otf", "GilliusADF-Regular.otf",
+    "UniversalisADFStd-Regular.otf", "LeagueSpartan-Regular.otf", "AveriaSansGWF-Regular.ttf", "Junction.otf",
+    "Dosis-SemiBold.otf", "Jura-Medium.otf",
 )  # fmt: skip
 UNSEEN_FONTS = ("Cantarell-Regular.otf", "Quicksand-Medium.ttf")
 
@@ -63,7 +67,7 @@ WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about a screen. `kind` names the row of the score table it counts in; "lesson" is never asked there."""
+    """One question about a screen. `kind` names the column of the score table that it counts in."""
 
     kind: str
     text: str
@@ -105,7 +109,8 @@ class _Layout:
 
 @lru_cache(maxsize=512)
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(name, size)
+    # Basic layout: the other one depends on libraries that not every machine has.
+    return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=65536)
@@ -113,10 +118,24 @@ def _width(name: str, size: int, text: str) -> float:
     return float(_font(name, size).getlength(text))
 
 
+ONSETS = (*"bcdfghjklmnprstvwz", "bl", "br", "ch", "cl", "cr", "dr", "fl", "fr", "gl", "gr", "ph", "pl", "pr", "qu", "sc", "sh",
+          "sl", "sp", "st", "str", "sw", "th", "tr", "wh")  # fmt: skip
+VOWELS = (*"aeiou" * 3, "ai", "au", "ea", "ee", "ie", "io", "oa", "oo", "ou", "ui", "y")
+CODAS = (*"bdgklmnprstx", "ck", "ct", "ft", "ld", "ll", "lt", "mp", "nd", "ng", "nk", "nt", "rd", "rk", "rn", "rt", "ss", "st",
+         "tt")  # fmt: skip
+
+
 def _pseudo_word(rng: random.Random) -> str:
-    syllables = rng.randrange(1, 3)
-    word = "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(syllables))
-    return (word + rng.choice(["", "n", "r", "s", "l", "t"])).capitalize()
+    """A word of 1 to 14 letters that does not exist: it has to be read, not guessed."""
+    if rng.random() < 0.2:
+        word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randrange(1, 12)))
+    else:
+        syllables = rng.choice((1, 1, 2, 2, 2, 3, 3, 4, 5))
+        word = "".join(
+            (rng.choice(ONSETS) if rng.random() < 0.85 else "") + rng.choice(VOWELS)
+            + (rng.choice(CODAS) if rng.random() < 0.3 else "") for _ in range(syllables)
+        ) + rng.choice(("", "", "s", "n", "r", "e", "tion", "ment", "ing", "er", "ity"))  # fmt: skip
+    return word[:14].capitalize()
 
 
 def _value(rng: random.Random) -> str:
@@ -145,8 +164,8 @@ def _keys(rng: random.Random, count: int, unseen: bool) -> list[str]:
         return rng.sample(UNSEEN_KEYS, count)
     keys: list[str] = []
     while len(keys) < count:
-        key = rng.choice(TRAIN_KEYS) if rng.random() < 0.65 else _pseudo_word(rng)
-        if key not in keys and key not in UNSEEN_KEYS:
+        key = rng.choice(TRAIN_KEYS) if rng.random() < 0.5 else _pseudo_word(rng)
+        if len(key) > 1 and key not in keys and key not in UNSEEN_KEYS:
             keys.append(key)
     return keys
 
@@ -281,10 +300,10 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     fill = _options_of if rng.random() < 0.28 else _rows_of
     fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
     if layout.everything:
-        kind = "everything" if len(layout.everything) <= EVERYTHING_LINES else "lesson"
-        layout.questions.append(Question(kind, "Read everything.", "\n".join(layout.everything)))
-    # Only the largest grids may be drawn larger: the tiler would give a bigger grid to the others.
-    scale = rng.uniform(1.5, 3.4) if rows * cols >= 6 and rng.random() < 0.35 else 1.0
+        layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
+    # Only these may be drawn larger: the tiler would give a bigger grid to the others.
+    keeps_grid = rows * cols == 8 or (rows * cols == 6 and (width, height) == (full_width, full_height))
+    scale = rng.uniform(1.5, 3.4) if keeps_grid and rng.random() < 0.35 else 1.0
     image = _draw(layout, (width, height), tuple(tint), ink, scale) if draw else Image.new("RGB", (width, height))
     offset = ((full_width - width) // 2, (full_height - height) // 2)
     return Screen(image, grid, _labels(layout, grid, offset, name, size), layout.questions)
@@ -310,7 +329,8 @@ def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
                 layout.circles.append((x + size * 0.36, y + size * 0.62, size * 0.36, rng.random() < 0.5))
                 x += size * 1.2
                 continue
-            word = _value(rng) if kind < 0.6 else rng.choice((rng.choice(TRAIN_KEYS), rng.choice(WORDS), _pseudo_word(rng)))
+            known = rng.choice((*TRAIN_KEYS, *WORDS))
+            word = _value(rng) if kind < 0.6 else rng.choice((known, _pseudo_word(rng)))
             word += rng.choice(("", "", "", ":", "?", "."))
             layout.texts.append(_Text(x, y, word, _font(name, size), (level, level, level)))
             x += _width(name, size, word) + _width(name, size, " ") * rng.choice((1, 1, 1, 3))

@@ -1,8 +1,8 @@
 """Train the demo model on generated phone screens. Three stages, one command each:
 
-    python train.py decoder --minutes 40 --work build/demo-training
-    python train.py vision  --minutes 40 --work build/demo-training
-    torchrun --nproc-per-node 2 train.py joint --minutes 60 --work build/demo-training
+    python train.py decoder --minutes 3 --work build/demo-training
+    python train.py vision  --minutes 3 --work build/demo-training
+    python train.py joint   --minutes 8 --work build/demo-training
 
 `decoder` and `vision` are independent and may run side by side. The decoder first learns to copy and to look
 things up from perfect visual tokens: each token is the sum of the (fixed) embeddings of the characters under it,
@@ -10,33 +10,36 @@ each slot turned by a fixed rotation. The vision tower learns to produce those s
 then trains everything on whole screens, easy grids first, and may be repeated to train longer. Trained jointly
 from nothing, the model learns nothing in the same time.
 
-Every process uses one thread; under torchrun, each draws its own screens and they share their gradients.
+The minutes are for one large GPU and 16 processor cores that draw the screens (`--workers`); without a GPU, expect
+hours, and give `--tiles 16`.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from model import DemoModel, start_as_local_filters
 from screens import SLOTS, TOKENS_PER_SIDE, Question, Screen, make_dense_tile, make_screen, tiles_of
 from vocabulary import ASSISTANT, BOS, CHARACTERS, END, FIRST_CHARACTER, PAD, USER, encode
 
 PREFIX = 2  # <s><|user|>, then the image
-DENSE_TILES = 4
+DENSE_SHARE = 0.15  # tiles full of text beside those of the screens, in `joint`
 CHARACTER_COUNT = len(CHARACTERS) - 1  # the newline is never drawn
-RANK, PROCESSES = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 TABLES = ("embed_tokens", "position_embedding", "lm_head")  # matrices by shape, not by what they do
 
 
@@ -106,18 +109,34 @@ class CharacterTargets:
         return total, accuracy
 
 
-def normalise(tiles: np.ndarray) -> Tensor:
+def normalise(tiles: Tensor) -> Tensor:
     """uint8 [B, 160, 160, 3] -> float [B, 3, 160, 160] in -1..1 (SigLIP's mean and deviation of 0.5)."""
-    return torch.from_numpy(tiles.astype(np.float32) / 127.5 - 1.0).permute(0, 3, 1, 2)
+    return (tiles.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+
+
+class Lessons(IterableDataset[dict[str, Any]]):
+    """Batches without end, drawn by the worker processes. `share` is how much of the training time is used."""
+
+    def __init__(self, draw: Callable[[random.Random, float], dict[str, Any]], seed: int) -> None:
+        self.draw, self.seed = draw, seed
+        self.share = multiprocessing.Value("d", 0.0)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        rng = random.Random(1000 * self.seed + (worker.id if worker else 0))
+        torch.manual_seed(rng.randrange(1 << 30))
+        while True:
+            yield self.draw(rng, self.share.value)
 
 
 class Trainer:
-    """The optimizers, their schedule, and the sum of gradients over processes.
+    """The lessons, the optimizers and their schedule.
 
     Matrices go to Muon (Jordan et al., 2024), which reads twice as well as AdamW after the same steps; the rest to AdamW.
     """
 
-    def __init__(self, modules: Iterable[tuple[str, nn.Parameter]], arguments: argparse.Namespace, peak: float) -> None:
+    def __init__(self, modules: Iterable[tuple[str, nn.Parameter]], lessons: Lessons, arguments: argparse.Namespace,
+                 peak: float) -> None:  # fmt: skip
         named = [(name, value) for name, value in modules if value.requires_grad]
         self.parameters = [value for _, value in named]
         matrices = [value for name, value in named if value.ndim == 2 and not any(table in name for table in TABLES)]
@@ -127,44 +146,43 @@ class Trainer:
             torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98)),
         ]
-        self.minutes, self.peak = arguments.minutes, arguments.rate or peak
+        self.lessons, self.arguments, self.peak = lessons, arguments, arguments.rate or peak
 
-    def steps(self) -> Iterator[tuple[int, float]]:
-        """Yield (step, share of the time used), with warm-up and cosine decay, until the time is over."""
-        start, step = time.time(), 0
-        while True:
-            share = torch.tensor((time.time() - start) / (60 * self.minutes), dtype=torch.float64)
-            if PROCESSES > 1:
-                distributed.broadcast(share, 0)
+    def steps(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield (step, batch on the device), with warm-up and cosine decay, until the time is over."""
+        workers = self.arguments.workers
+        loader = DataLoader(
+            self.lessons, batch_size=None, num_workers=workers, pin_memory=self.arguments.device != "cpu",
+            prefetch_factor=3 if workers else None,
+        )  # fmt: skip
+        start = time.time()
+        for step, batch in enumerate(loader):
+            share = (time.time() - start) / (60 * self.arguments.minutes)
             if share >= 1:
                 return
-            rate = self.peak * min(1.0, (step + 1) / 150) * (0.5 * (1 + math.cos(math.pi * share)) * 0.96 + 0.04)
+            self.lessons.share.value = share
+            rate = self.peak * min(1.0, (step + 1) / 150) * (0.5 * (1 + math.cos(math.pi * share)) * 0.97 + 0.03)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-            yield step, float(share)
-            step += 1
+            yield step, {name: self._moved(value) for name, value in batch.items()}
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.arguments.device, non_blocking=True) if isinstance(value, Tensor) else value
 
     def update(self, loss: Tensor) -> None:
-        """One step down the gradient of `loss`, averaged over the processes."""
+        """One step down the gradient of `loss`."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
-        if PROCESSES > 1:
-            together = torch.cat([gradient.flatten() for gradient in gradients])
-            distributed.all_reduce(together)
-            sizes = [gradient.numel() for gradient in gradients]
-            for gradient, part in zip(gradients, (together / PROCESSES).split(sizes), strict=True):
-                gradient.copy_(part.view_as(gradient))
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
 
 
-def half() -> torch.autocast:
-    """Matrix products in bfloat16: a third faster on the cores that this was trained on."""
-    return torch.autocast("cpu", torch.bfloat16)
+def half(arguments: argparse.Namespace) -> torch.autocast:
+    """Matrix products in bfloat16."""
+    return torch.autocast(arguments.device, torch.bfloat16)
 
 
 def answer_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,92 +208,97 @@ def misread(labels: Tensor, share: float) -> Tensor:
     return torch.where((torch.rand(labels.shape[:-1]) < share)[..., None], wrong, labels)
 
 
+def screen_count(grid: tuple[int, int], tiles: int) -> int:
+    """Screens in a batch of about `tiles` tiles; the text of a screen costs about as much as two tiles."""
+    return max(1, tiles // (grid[0] * grid[1] + 2))
+
+
 def train_decoder(model: DemoModel, arguments: argparse.Namespace) -> None:
-    grids, rng = random.Random(arguments.seed), random.Random(1000 * arguments.seed + RANK)
-    targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
-    embedding = model.language_model.model.embed_tokens.weight
-    frozen = embedding.detach().clone()
-    parameters = [*model.language_model.named_parameters(), ("image_newline", model.image_newline)]
-    trainer = Trainer(parameters, arguments, 2e-3)
-    report = Reporter("decoder", arguments)
-    for step, share in trainer.steps():
-        grid = pick_grid(grids, 1.0 if arguments.weights else share)
-        count = {1: 12, 2: 8, 4: 5, 6: 4, 8: 3}[grid[0] * grid[1]]
-        screens = [make_screen(rng, grid, draw=False) for _ in range(count)]
+    def draw(rng: random.Random, share: float) -> dict[str, Any]:
+        grid = pick_grid(rng, 1.0 if arguments.weights else share)
+        screens = [make_screen(rng, grid, draw=False) for _ in range(screen_count(grid, arguments.tiles))]
         ids, mask = stack_text(rng, screens, 320)
         labels = misread(tile_labels(screens, grid), 0.03)
         if grid != (1, 1):
             # Nobody can read the thumbnail of a screen with several tiles: the tower will see something there.
             thumbnail = misread(torch.zeros_like(labels[:, :1]), rng.choice((0.0, 0.3, 0.9)))
             labels = torch.cat([thumbnail, labels], 1)
-        tiles = targets.vectors(labels)
-        tiles = tiles * (1 + 0.1 * torch.randn(count, 1, 1, 1)) + 0.12 * torch.randn_like(tiles)
-        with half():
-            logits = model.answer_logits(model.arrange(tiles, grid), ids, PREFIX)
-        loss, right = answer_loss(logits, ids, mask)
+        return {"labels": labels, "ids": ids, "mask": mask, "grid": grid}
+
+    embedding = model.language_model.model.embed_tokens.weight
+    targets, frozen = CharacterTargets(embedding), embedding.detach().clone()
+    parameters = [*model.language_model.named_parameters(), ("image_newline", model.image_newline)]
+    trainer = Trainer(parameters, Lessons(draw, arguments.seed), arguments, 2e-3)
+    report = Reporter("decoder", arguments)
+    for step, batch in trainer.steps():
+        tiles = targets.vectors(batch["labels"])
+        tiles = tiles * (1 + 0.1 * torch.randn_like(tiles[:, :1, :1, :1])) + 0.12 * torch.randn_like(tiles)
+        with half(arguments):
+            logits = model.answer_logits(model.arrange(tiles, batch["grid"]), batch["ids"], PREFIX)
+        loss, right = answer_loss(logits, batch["ids"], batch["mask"])
         trainer.update(loss)
         with torch.no_grad():  # the characters' embeddings are the code both stages share
             embedding[FIRST_CHARACTER:].copy_(frozen[FIRST_CHARACTER:])
-        report(step, count, grid=grid, loss=loss, tokens=right)
-        if step % 200 == 199:
-            save(model, arguments.work / "decoder.safetensors")
+        report(step, len(tiles), loss=loss, tokens=right)
 
 
 def train_vision(model: DemoModel, arguments: argparse.Namespace) -> None:
-    rng = random.Random(1000 * (arguments.seed + 1) + RANK)
-    batch = max(1, 8 // PROCESSES)
-    targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
-    parameters = [*model.vision_tower.named_parameters(), *model.multi_modal_projector.named_parameters()]
-    trainer = Trainer(parameters, arguments, 3e-3)
-    report = Reporter("vision", arguments)
     pool: list[tuple[np.ndarray, Tensor]] = []
-    for step, _ in trainer.steps():
-        while len(pool) < 120:
-            for _ in range(16):
-                pixels, drawn = make_dense_tile(rng)
-                pool.append((pixels, torch.from_numpy(drawn).view(-1, SLOTS)))
+
+    def draw(rng: random.Random, _: float) -> dict[str, Any]:
+        while len(pool) < 2 * arguments.tiles:
+            pool.extend((pixels, torch.from_numpy(drawn).view(-1, SLOTS)) for pixels, drawn in map(make_dense_tile, [rng] * 16))
             grid = rng.choice(EASY_TO_HARD)
             screen = make_screen(rng, grid)
             labels = tile_labels([screen], grid)[0]
             tiles = tiles_of(screen)[-len(labels) :]
             # Blank tiles teach little: most of them are left out.
-            pool += [(tile, label) for tile, label in zip(tiles, labels, strict=True) if label.any() or rng.random() < 0.1]
+            pool.extend((tile, label) for tile, label in zip(tiles, labels, strict=True) if label.any() or rng.random() < 0.1)
         rng.shuffle(pool)
-        chosen, pool = pool[:batch], pool[batch:]
-        with half():
-            tokens = model.encode_tiles(normalise(np.stack([tile for tile, _ in chosen])))
-        loss, accuracy = targets.loss(tokens, torch.stack([label for _, label in chosen]))
+        chosen = [pool.pop() for _ in range(arguments.tiles)]
+        pixels = torch.from_numpy(np.stack([tile for tile, _ in chosen]))
+        return {"pixels": pixels, "labels": torch.stack([label for _, label in chosen])}
+
+    targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
+    parameters = [*model.vision_tower.named_parameters(), *model.multi_modal_projector.named_parameters()]
+    trainer = Trainer(parameters, Lessons(draw, arguments.seed + 1), arguments, 3e-3)
+    report = Reporter("vision", arguments)
+    for step, batch in trainer.steps():
+        with half(arguments):
+            tokens = model.encode_tiles(normalise(batch["pixels"]))
+        loss, accuracy = targets.loss(tokens, batch["labels"])
         trainer.update(loss)
-        report(step, len(chosen), loss=loss, characters=accuracy)
-        if step % 200 == 199:
-            save(model, arguments.work / "vision.safetensors")
+        report(step, len(tokens), loss=loss, characters=accuracy)
 
 
 def train_joint(model: DemoModel, arguments: argparse.Namespace) -> None:
-    # All processes take screens of the same grid, so that none waits for another.
-    grids, rng = random.Random(arguments.seed + 2), random.Random(1000 * (arguments.seed + 2) + RANK)
-    targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
-    trainer = Trainer(model.named_parameters(), arguments, 1e-3)
-    report = Reporter("joint", arguments)
-    for step, share in trainer.steps():
-        grid = pick_grid(grids, 1.0 if arguments.weights else share, 0.5)
-        count = {1: 6, 2: 4, 4: 2, 6: 2, 8: 1}[grid[0] * grid[1]]
-        screens = [make_screen(rng, grid) for _ in range(count)]
+    def draw(rng: random.Random, share: float) -> dict[str, Any]:
+        grid = pick_grid(rng, 1.0 if arguments.weights else share, 0.4)
+        screens = [make_screen(rng, grid) for _ in range(screen_count(grid, arguments.tiles))]
         ids, mask = stack_text(rng, screens, 320)
-        dense = [make_dense_tile(rng) for _ in range(DENSE_TILES)]
-        tiles = np.concatenate([*(tiles_of(screen) for screen in screens), np.stack([pixels for pixels, _ in dense])])
-        with half():
-            encoded = model.encode_tiles(normalise(tiles))
-            tokens = encoded[:-DENSE_TILES].unflatten(0, (count, -1))
-            logits = model.answer_logits(model.arrange(tokens, grid), ids, PREFIX)
-        answers, right = answer_loss(logits, ids, mask)
-        labels = tile_labels(screens, grid)
-        reading = targets.loss(tokens[:, -labels.shape[1] :], labels)[0]
+        dense = [make_dense_tile(rng) for _ in range(max(1, int(DENSE_SHARE * arguments.tiles)))]
+        pixels = np.concatenate([*(tiles_of(screen) for screen in screens), np.stack([tile for tile, _ in dense])])
         drawn = torch.from_numpy(np.stack([labels for _, labels in dense])).flatten(1, 2)
-        lesson, accuracy = targets.loss(encoded[-DENSE_TILES:], drawn)
+        return {
+            "pixels": torch.from_numpy(pixels), "ids": ids, "mask": mask, "grid": grid,
+            "labels": tile_labels(screens, grid), "dense": drawn,
+        }  # fmt: skip
+
+    targets = CharacterTargets(model.language_model.model.embed_tokens.weight)
+    trainer = Trainer(model.named_parameters(), Lessons(draw, arguments.seed + 2), arguments, 1e-3)
+    report = Reporter("joint", arguments)
+    for step, batch in trainer.steps():
+        labels, dense = batch["labels"], batch["dense"]
+        with half(arguments):
+            encoded = model.encode_tiles(normalise(batch["pixels"]))
+            tokens = encoded[: -len(dense)].unflatten(0, (len(labels), -1))
+            logits = model.answer_logits(model.arrange(tokens, batch["grid"]), batch["ids"], PREFIX)
+        answers, right = answer_loss(logits, batch["ids"], batch["mask"])
+        reading = targets.loss(tokens[:, -labels.shape[1] :], labels)[0]
+        lesson, accuracy = targets.loss(encoded[-len(dense) :], dense)
         trainer.update(answers + 0.1 * reading + 0.2 * lesson)
-        report(step, count, grid=grid, loss=answers, tokens=right, characters=accuracy)
-        if step % 100 == 99:
+        report(step, len(labels), loss=answers, tokens=right, characters=accuracy)
+        if step % 1000 == 999:
             save(model, arguments.work / "joint.safetensors")
 
 
@@ -284,25 +307,23 @@ class Reporter:
 
     def __init__(self, stage: str, arguments: argparse.Namespace) -> None:
         self.stage, self.start, self.seen = stage, time.time(), 0
-        self.sums: dict[str, list[float]] = {}
+        self.sums: dict[str, list[Tensor]] = {}
 
-    def __call__(self, step: int, count: int, grid: tuple[int, int] | None = None, **figures: Tensor) -> None:
+    def __call__(self, step: int, count: int, **figures: Tensor) -> None:
         self.seen += count
         for name, value in figures.items():
-            self.sums.setdefault(name, []).append(value.item())
-        if step % 50 == 49 and RANK == 0:
+            self.sums.setdefault(name, []).append(value.detach())
+        if step % 50 == 49:
             elapsed = time.time() - self.start
-            means = "  ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in self.sums.items())
+            means = "  ".join(f"{name} {torch.stack(values).mean().item():.4f}" for name, values in self.sums.items())
             rate = f"{self.seen / elapsed:.1f} samples/s"
-            print(f"{self.stage} {elapsed / 60:.1f} min  step {step + 1}  {grid or ''}  {means}  {rate}", flush=True)
+            print(f"{self.stage} {elapsed / 60:.2f} min  step {step + 1}  {means}  {rate}", flush=True)
             self.sums.clear()
 
 
 def save(model: DemoModel, path: Path) -> None:
-    if RANK:
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, str(path))
+    save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, str(path))
 
 
 def main() -> None:
@@ -312,14 +333,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, help="peak learning rate")
+    parser.add_argument("--tiles", type=int, default=256, help="tiles in a batch, about")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 1), help="processes that draw screens")
     parser.add_argument("--weights", type=Path, help="go on from these weights; give another --seed")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(arguments.seed)
     model = DemoModel()  # the same seed gives both first stages the same character embeddings
     start_as_local_filters(model.vision_tower)
-    if PROCESSES > 1:
-        distributed.init_process_group("gloo")
     if arguments.weights is not None:
         model.load_state_dict({name: value.float() for name, value in load_file(arguments.weights).items()})
     elif arguments.stage == "joint":
@@ -327,6 +348,7 @@ def main() -> None:
         seen = load_file(arguments.work / "vision.safetensors")
         kept = {name: value for name, value in seen.items() if not name.startswith(("language_model", "image_"))}
         model.load_state_dict(kept, strict=False)
+    model.to(arguments.device)
     {"decoder": train_decoder, "vision": train_vision, "joint": train_joint}[arguments.stage](model, arguments)
     save(model, arguments.work / f"{arguments.stage}.safetensors")
 
