@@ -54,6 +54,7 @@ class Decoder:
         logits = _tensor(stages["decode"].outputs, "logits")
         chunk = _tensor(stages["prefill"].inputs, "embeddings").shape[1]
         self._fixed_chunk = isinstance(chunk, int)
+        self._chunk_gives_logits = any(tensor.name == "logits" for tensor in stages["prefill"].outputs)
         self.chunk_size = chunk if isinstance(chunk, int) else variant.kv_cache.chunk_size
         self.hidden_size = _last_size(embeddings)
         dtype = dtype_of(embeddings.dtype)
@@ -133,11 +134,12 @@ class Decoder:
             session.cancel()
 
     def _prefill_chunk(self, rows: Rows, count: int, total: int) -> None:
+        # A graph of fixed length gives the logits of the last place, which may be padding, and some give none. Then the
+        # last token goes through the decode stage instead.
         padded = self._fixed_chunk and count < self.chunk_size
+        last_by_step = self.length + count == total and (padded or not self._chunk_gives_logits)
         with self._trace.span("prefill", position=self.length, tokens=count):
-            if padded:
-                # A graph of fixed length gives the logits of the last place, which is padding here. So the last token
-                # goes through the decode stage instead.
+            if last_by_step:
                 count -= 1
             if count:
                 rows.fill(self.length, self._chunk[0, :count])
@@ -145,7 +147,7 @@ class Decoder:
                 short = count < self.chunk_size and not self._fixed_chunk
                 run = self._bind("prefill", self._chunk[:, :count]) if short else self._full_chunk
                 self._run(run, count)
-            if padded:
+            if last_by_step:
                 rows.fill(total - 1, self._row[0])
                 self._run(self._step, 1)
 
@@ -156,7 +158,9 @@ class Decoder:
         if self._columns:
             shape = (1, spec.kv_heads, embeddings.shape[1], spec.head_dim)
             new = {name.replace("past_", "new_"): np.zeros(shape, dtype_of(spec.dtype)) for name in self.cache.past()}
-        outputs = {"logits": self._logits, **(new if self._columns else self.cache.present())}
+        outputs = dict(new if self._columns else self.cache.present())
+        if stage == "decode" or self._chunk_gives_logits:
+            outputs["logits"] = self._logits
         return _Bound(self._sessions[stage].bind(inputs, outputs), new)
 
     def _run(self, bound: _Bound, count: int) -> None:
@@ -194,7 +198,10 @@ def _check_contract(variant: VariantSpec) -> None:
     for name in ("prefill", "decode"):
         stage = variant.stages[name]
         _require(stage, name, stage.inputs, {"embeddings", "past_length", *past})
-        _require(stage, name, stage.outputs, {"logits", *(item.replace("past", new) for item in past)})
+        made = {item.replace("past", new) for item in past}
+        if name == "decode" or any(tensor.name == "logits" for tensor in stage.outputs):
+            made.add("logits")
+        _require(stage, name, stage.outputs, made)
     _require(variant.stages["embed_tokens"], "embed_tokens", variant.stages["embed_tokens"].inputs, {"token_ids"})
     _require(variant.stages["embed_tokens"], "embed_tokens", variant.stages["embed_tokens"].outputs, {"embeddings"})
     chunk = _tensor(variant.stages["prefill"].inputs, "embeddings").shape[1]

@@ -70,6 +70,13 @@ def decoder_stage(spec: ModelSpec) -> Stage:
     )
 
 
+def write_cache(ops: Any, spec: ModelSpec, embeddings: Any) -> None:
+    """The decoder's layers alone, for a prefill graph that only fills the cache: decode then takes the last token."""
+    layer = DECODERS.load(spec.decoder.kind).layer
+    for index in range(spec.decoder.layers):
+        embeddings = layer(ops, spec.decoder, embeddings, index)
+
+
 def cache_tensors(cache: KvCacheSpec, prefix: str) -> tuple[TensorSpec, ...]:
     """`<prefix>_key.<i>` and `<prefix>_value.<i>` of every layer, with a varying capacity."""
     shape = (1, cache.kv_heads, "capacity", cache.head_dim)

@@ -15,6 +15,7 @@ LiteRT-LM's fake_llm_executor.
 - embed: token id t becomes a row of t's.
 - decoder: reads token ids back from the embeddings and writes one column per token into each layer's cache. The next
   token is chain[last token], else a checksum of all columns so far, `checksum`: one wrong column changes the answer.
+  Without an output "logits" it fills the cache alone.
 """
 
 from __future__ import annotations
@@ -180,6 +181,8 @@ class FakeSession:
                     outputs[f"present_{name}.{layer}"] = past_array
                 else:
                     outputs[f"new_{name}.{layer}"] = fresh
+        if "logits" not in self._outputs:
+            return outputs
         vocabulary = int(self._outputs["logits"]["shape"][-1])
         last = round(float(values[-1]))
         total = sum((position + 1) * item for position, item in enumerate([*before, *written]))

@@ -29,10 +29,15 @@ def open_decoder(directory: Path, stages: Any, cache: Any, engine: str, **option
     return Decoder(variant, {name: sessions[stage.file] for name, stage in stages.items()}, **options)
 
 
-@pytest.fixture(params=["in_place", "columns", "columns, fixed chunk"])
+@pytest.fixture(
+    params=["in_place", "columns", "columns, fixed chunk", "in_place, no logits", "columns, fixed chunk, no logits"]
+)
 def fake(request: Any, tmp_path: Path, contract: Any) -> Decoder:
     cache = contract.kv_spec(protocol=request.param.split(",")[0])
     stages = contract.decoder_stages(cache, 8 if "fixed" in request.param else "L")
+    if "no logits" in request.param:
+        outputs = tuple(tensor for tensor in stages["prefill"].outputs if tensor.name != "logits")
+        stages["prefill"] = replace(stages["prefill"], outputs=outputs, file="v/fills-the-cache.json")
     (tmp_path / "v").mkdir()
     contract.write_script(tmp_path, stages["embed_tokens"], "embed")
     for name in ("prefill", "decode"):

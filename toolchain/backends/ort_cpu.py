@@ -21,7 +21,7 @@ from pocketvlm.toolchain.backends.ort_profile import kernels_of
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages
+from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages, write_cache
 
 _FLOAT = Scheme("float32")
 _VISION_DATA = "vision.data"
@@ -105,23 +105,28 @@ class OrtCpu:
             found["prefill"] = found["decode"] = self._decoder(job, tensors, "decoder", body, head, cache)
             if body.kind == "blocks" and job.recipe.prefill_weights == "int8":
                 chunks = Scheme("row_int8", body.quantize)
-                found["prefill"] = self._decoder(job, tensors, "prefill", chunks, head, cache)
+                found["prefill"] = self._decoder(job, tensors, "prefill", chunks, None, cache)
             job.progress.advance(1)
         return found
 
     def _decoder(
-        self, job: LowerJob, tensors: TensorFile, name: str, body: Scheme, head: Scheme, cache: KvCacheSpec
+        self, job: LowerJob, tensors: TensorFile, name: str, body: Scheme, head: Scheme | None, cache: KvCacheSpec
     ) -> StageSpec:
+        """`head` None: the graph only fills the cache, so that the output projection need not be in memory twice."""
         job.progress.note(f"writing {name}")
         stage = decoder_stage(job.spec)
         graph = GraphWriter(name, tensors)
         past = TensorSpec("past_length", "int64", (1,))
         inputs = (stage.input, past, *cache_tensors(cache, "past"))
-        outputs = (stage.output, *cache_tensors(cache, "present"))
+        outputs = cache_tensors(cache, "present")
         for tensor in inputs:
             graph.input(tensor)
-        ops = OrtDecoderOps(graph, job.weights, body, head, job.spec.decoder, job.kv_scales, job.capacity)
-        graph.rename_output(stage.build(ops, stage.input.name), stage.output.name)
+        ops = OrtDecoderOps(graph, job.weights, body, head or body, job.spec.decoder, job.kv_scales, job.capacity)
+        if head is None:
+            write_cache(ops, job.spec, stage.input.name)
+        else:
+            graph.rename_output(stage.build(ops, stage.input.name), stage.output.name)
+            outputs = (stage.output, *outputs)
         for tensor in outputs:
             graph.output(tensor)
         return self._save(job, graph, _LANGUAGE_DATA, inputs, outputs)
