@@ -1,8 +1,8 @@
 """PocketVLM, onnxruntime-genai and llama.cpp on the same SmolLM2-135M weights, threads and prompt tokens, in one run.
 
-    python benchmarks/peers.py build/bench/int8-cache
+    python benchmarks/peers.py build/bench/int8-cache build/bench/int8-prefill
 
-The bundle is an export of the checkpoint that benchmarks/checkpoints/smollm2_llava.py writes; `make bench` makes it. The
+A bundle is an export of the checkpoint that benchmarks/checkpoints/smollm2_llava.py writes; `make bench` makes it. The
 peers are installed from PyPI into virtual environments of their own, build/peers/<name>, the first time: minutes, some
 5 GB (the model builder needs torch), and a C++ compiler for llama.cpp. docs/benchmarks.md says what each is asked to do.
 """
@@ -217,14 +217,17 @@ def prompt(bundle: Bundle, tokens: int) -> list[int]:
     return ids[:tokens]
 
 
-def compare(bundle_path: Path, prompt_tokens: int, new_tokens: int, threads: int, repetitions: int) -> dict[str, Any]:
-    """Install what is missing, measure all three in turns, and report.
+def compare(bundles: Mapping[str, Path], prompt_tokens: int, new_tokens: int, threads: int, repetitions: int) -> dict[str, Any]:
+    """Install what is missing, measure all in turns, and report.
+
+    Args:
+        bundles: exports of the same checkpoint, by the names of their columns.
 
     Raises:
         MeasurementError: an installation or a measurement failed.
         BundleError: no such bundle.
     """
-    bundle = Bundle.open(bundle_path)
+    bundle = Bundle.open(next(iter(bundles.values())))
     capacity = bundle.variant().kv_cache.capacity
     if prompt_tokens + new_tokens > capacity:
         raise MeasurementError(f"{prompt_tokens} + {new_tokens} tokens exceed the bundle's {capacity} positions")
@@ -237,7 +240,8 @@ def compare(bundle_path: Path, prompt_tokens: int, new_tokens: int, threads: int
         "capacity": capacity,
     }
     models = {GENAI: genai_model(), LLAMA: smollm2_gguf()}
-    cases = [_case(OURS, Path(sys.executable), "run_pocketvlm.py", {**request, "model": str(bundle_path.resolve())})]
+    ours = {name: {**request, "model": str(path.resolve())} for name, path in bundles.items()}
+    cases = [_case(name, Path(sys.executable), "run_pocketvlm.py", own) for name, own in ours.items()]
     for peer in PEERS:
         for name, settings in peer.settings.items():
             cases.append(_case(name, peer.python, peer.runner, {**request, "model": str(models[peer.name]), **settings}))
@@ -264,9 +268,10 @@ def compare(bundle_path: Path, prompt_tokens: int, new_tokens: int, threads: int
         "others_share": others_share([samples]),
         "figures": {name: summarise_samples(runs) for name, runs in samples.items()},
         "ratios": {
-            name: {figure: paired_ratios(samples[OURS], runs, figure) for figure in COMPARED}
-            for name, runs in samples.items()
-            if name != OURS
+            f"{name} / {peer}": {figure: paired_ratios(samples[name], runs, figure) for figure in COMPARED}
+            for name in bundles
+            for peer, runs in samples.items()
+            if peer not in bundles
         },
         "details": {name: runs[-1].details for name, runs in samples.items()},
     }
@@ -290,7 +295,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
         figures_table(report["figures"]),
         "",
-        table([f"{OURS} / peer, of each turn: median (min to max)", *ratios], rows),
+        table(["of each turn: median (min to max)", *ratios], rows),
         "",
         "How each continues the prompt, to see that all of them compute the same model:",
         "",
@@ -305,7 +310,7 @@ def _ratio(summary: Summary) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="+", help="exports of the same checkpoint; their folders name the columns")
     parser.add_argument("--prompt-tokens", type=int, default=1536)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -314,7 +319,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         report = compare(
-            arguments.bundle, arguments.prompt_tokens, arguments.new_tokens, arguments.threads, arguments.repetitions
+            {f"{OURS} {path.name}": path for path in arguments.bundle},
+            arguments.prompt_tokens,
+            arguments.new_tokens,
+            arguments.threads,
+            arguments.repetitions,
         )
     except MeasurementError as error:
         raise SystemExit(f"error: {error}") from None

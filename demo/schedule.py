@@ -11,6 +11,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 STAGES = {
+    "open image": ("open", "#9d9d9d"),
+    "cut tiles": ("cut tiles", "#bab0ab"),
     "patch_embed": ("patch embedding", "#4c78a8"),
     "vision_encoder": ("vision blocks", "#f58518"),
     "connector": ("connector", "#e45756"),
@@ -32,17 +34,23 @@ def draw_schedule(trace: dict[str, Any], path: Path) -> None:
     events = sorted((item for item in trace["traceEvents"] if item.get("name") in STAGES), key=lambda item: item["ts"])
     window = _busiest(events)
     start = window[0]["ts"]
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 5.2), height_ratios=[3, 2])
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(12, 6.4), height_ratios=[5, 3])
     end_of_vision = max(item["ts"] + item["dur"] for item in window if item["name"] in ("vision_encoder", "connector"))
     vision = [item for item in window if item["ts"] < end_of_vision]
-    _lanes(top, vision, start, ["patch_embed", "vision_encoder", "connector"])
+    _lanes(top, vision, start, ["open image", "cut tiles", "patch_embed", "vision_encoder", "connector"])
     tiles = sum(item["args"].get("tiles", 0) for item in vision if item["name"] == "patch_embed")
     hidden = overlap_ms(vision)
     whole = (end_of_vision - start) / 1000
-    top.set_title(f"image encoding: {tiles} tiles in {whole:.0f} ms; {hidden:.1f} ms of patch embedding behind vision blocks")
+    top.set_title(
+        f"image encoding: {tiles} tiles in {whole:.0f} ms; {hidden:.1f} ms of patch embedding behind vision blocks "
+        "(the image with the most overlap)"
+    )
+    top.set_xlabel("ms since the image was picked up; numbers are batches")
     _lanes(bottom, window, start, ["vision_encoder", "prefill", "decode"])
     bottom.set_title("the whole answer: encode, prefill in chunks, decode")
     bottom.set_xlabel("ms since the image was picked up")
+    for axes in (top, bottom):
+        axes.set_xlim(left=0)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -50,11 +58,12 @@ def draw_schedule(trace: dict[str, Any], path: Path) -> None:
 
 def _busiest(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Events from the first batch of one image to the start of the next: the image with the most batches, then overlap."""
-    starts = [index for index, item in enumerate(events) if item["name"] == "patch_embed" and item["args"].get("batch") == 0]
-    if not starts:
-        raise ValueError("the trace holds no encoded image")
+    starts = [index for index, item in enumerate(events) if item["name"] == "open image"]
     ends = [*starts[1:], len(events)]
     windows = [events[start:end] for start, end in zip(starts, ends, strict=True)]
+    windows = [window for window in windows if any(item["name"] == "patch_embed" for item in window)]
+    if not windows:
+        raise ValueError("the trace holds no encoded image")
     chosen = max(windows, key=lambda window: (sum(item["name"] == "patch_embed" for item in window), overlap_ms(window)))
     # One answer only: the next one begins with a prefill after a decode.
     decoded = False

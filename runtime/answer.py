@@ -150,13 +150,14 @@ class Answer:
             plans[part.index].image_tokens if isinstance(part, ImageSlot) else len(part) for part in prompt.parts
         )
         room = self._workshop.max_length
-        over = self._prompt_tokens + 1 - room
+        # The first token of an answer needs no place of its own: the prompt's last position gives it.
+        over = self._prompt_tokens - room
         if over > 0:
             images = sum(plan.image_tokens for plan in plans)
             raise ContextLengthError(
-                f"the prompt is {over} tokens too long: {self._prompt_tokens} ({images} of them for images) and at least one "
-                f"of an answer must fit into {room}",
-                "shorten it, drop turns or images, or export with a larger --max-seq-len",
+                f"the prompt is {over} tokens too long: {self._prompt_tokens} ({images} of them for images) do not fit into "
+                f"{room}",
+                "shorten it, drop turns or images, or export with a larger --max-seq-len if the model allows more",
             )
 
     def _prefill(self, rows: PromptRows) -> NDArray[Any]:

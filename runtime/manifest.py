@@ -275,6 +275,10 @@ class Manifest:
     files: tuple[FileSpec, ...]
 
 
+# Less would overflow float32 when the logits are divided by it.
+LEAST_TEMPERATURE = 1e-4
+# Bounds for what normalises pixels: real values are near 1, and beyond these float32 makes noise of the image.
+_SMALL, _LARGE = 1e-6, 1e6
 _PART = re.compile(r"[A-Za-z0-9._+-]{1,100}\Z")
 
 
@@ -345,12 +349,17 @@ def _check(manifest: Manifest) -> None:
     if not (1 <= tokens.rows <= 4096 and 1 <= tokens.cols <= 4096):
         raise BundleError(f"manifest.json: {tokens.rows}x{tokens.cols} image tokens a tile, not between 1x1 and 4096x4096")
     image, generation = manifest.image, manifest.generation
-    if any(deviation <= 0 for deviation in image.std) or image.max_pixels < 1:
-        raise BundleError("manifest.json: image std and max_pixels must be positive")
+    if not 0 <= tiling.alpha <= 1:
+        raise BundleError(f"manifest.json: tiling alpha is {tiling.alpha}, not between 0 and 1")
+    if image.max_pixels < 1 or not _SMALL < image.rescale < _LARGE:
+        raise BundleError("manifest.json: image rescale and max_pixels must be positive, and numbers of a sane size")
+    if any(not _SMALL < deviation < _LARGE for deviation in image.std) or any(abs(mean) > _LARGE for mean in image.mean):
+        raise BundleError("manifest.json: image mean and std are not numbers that pixels can be normalised with")
     if not all(0 <= value <= 255 for value in image.background):
         raise BundleError(f"manifest.json: image background {list(image.background)} is no colour of 0 to 255")
     if (
-        generation.temperature < 0
+        0 < generation.temperature < LEAST_TEMPERATURE
+        or generation.temperature < 0
         or generation.top_k < 0
         or not 0 < generation.top_p <= 1
         or not 0 <= generation.min_p <= 1

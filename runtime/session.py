@@ -227,7 +227,13 @@ class VlmSession:
         return ChatStream(self._turn, Answer(self._workshop, messages, max_new_tokens, sampling, stop))
 
     def release_vision(self) -> Release | None:
-        """Drop the vision stages from memory now, after the image in work; None when they are not loaded."""
+        """Drop the vision stages from memory now, after the image in work; None when they are not loaded.
+
+        Raises:
+            UsageError: the session is closed.
+        """
+        if self._closed:
+            raise UsageError("the session is closed", "open it again")
         return self._encoder.release()
 
     def close(self) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import reprlib
 import types
 import typing
 from typing import Any, Literal, Union
 
 from pocketvlm.errors import PocketVLMError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 2, 4, 4, 80, 80
 
 
 def decode(kind: Any, value: Any, where: str, error: type[PocketVLMError], *, ignore_unknown: bool = False) -> Any:
@@ -68,7 +72,7 @@ def _decode_dataclass(kind: Any, value: Any, where: str, error: type[PocketVLMEr
         if name in value:
             found[name] = decode(hints[name], value[name], f"{where}.{name}", error, ignore_unknown=ignore_unknown)
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise error(f"{where}: {name!r} is missing")
+            raise error(f"{where}: {name!r} is missing, and must be there")
     return kind(**found)
 
 
@@ -102,5 +106,6 @@ def _decode_scalar(kind: Any, value: Any, where: str, error: type[PocketVLMError
 
 
 def _show(value: Any) -> str:
-    text = repr(value)
+    # Never the whole of it: YAML's aliases can make a value that is small in the file and endless when it is spelled out.
+    text = _SHORT.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -85,7 +85,7 @@ class Tokenizer:
             special: whether special tokens that stand in the text are recognised; otherwise they are plain text.
 
         Raises:
-            PromptError: see `encode_mixed`.
+            PromptError, BundleError: see `encode_mixed`.
         """
         return self.encode_mixed([(text, special)], self.special_tokens)
 
@@ -105,12 +105,17 @@ class Tokenizer:
 
         Raises:
             PromptError: an untrusted stretch gives a control token however it is split, or is not valid Unicode.
+            BundleError: the tokenizer itself fails.
         """
         text = "".join(stretch for stretch, _ in stretches)
         try:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError):
             raise PromptError("the text is not valid Unicode", "it holds half of a surrogate pair") from None
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic, as above: a pattern that runs away, for example
+            raise BundleError(f"tokenizer.json fails on this text: {_one_line(error)}", "export the checkpoint again") from None
         names = {self._added[token]: token for token in control}
         if not touches_untrusted(encoding, text, stretches, names, self._unknown):
             return list(encoding.ids)

@@ -64,15 +64,23 @@ def partial_path(output: Path) -> Path:
 def recover(output: Path) -> None:
     """Finish or undo what a killed process left beside `output`. Call with the `OutputLock` held."""
     previous = _previous(output)
-    if previous.is_dir():
-        if output.exists():
-            shutil.rmtree(previous)
+    if os.path.lexists(previous):
+        if output.exists() or previous.is_symlink() or not previous.is_dir():
+            _remove(previous)
         else:
             previous.rename(output)
     prefix = f".{output.name}.partial-"
     for entry in output.parent.iterdir():
         if entry.name.startswith(prefix) and entry.name.removeprefix(prefix).isdigit():
-            shutil.rmtree(entry)
+            _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Delete a directory, or whatever else has its name; never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def replace_directory(partial: Path, output: Path) -> None:

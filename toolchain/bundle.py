@@ -89,7 +89,8 @@ class BundleWriter:
                 if _is_disk_full(error):
                     raise
                 raise EnvironmentFault(
-                    f"{self.output}: cannot be written: {error.strerror}", "choose another output, or check its permissions"
+                    f"{self.output}: cannot be written: {error.strerror or error}",
+                    "choose another output, or check its permissions",
                 ) from error
             self._stack = self._stack.pop_all()
         return self
@@ -151,6 +152,8 @@ class BundleWriter:
         for folder, _, _ in os.walk(self.directory):
             sync_directory(Path(folder))
         self._verify(self.directory)
+        # Hours may have gone by: what somebody has put there since must not be deleted.
+        _check_replaceable(self.output)
         replace_directory(self.directory, self.output)
         return complete
 

@@ -155,6 +155,15 @@ class Checkpoint:
             raise CheckpointError(f"{info.file}: tensor {name!r} cannot be read: {error}", _DOWNLOAD_AGAIN) from error
         return tensor
 
+    def same_values(self, first: str, second: str) -> bool:
+        """Whether two tensors are equal in shape and every value.
+
+        Raises:
+            CheckpointError: as `tensor`.
+        """
+        one, other = self.tensors[first], self.tensors[second]
+        return tuple(one.shape) == tuple(other.shape) and self.tensor(first).equal(self.tensor(second))
+
     def token_text(self, token_id: int) -> str:
         """Text of a token.
 

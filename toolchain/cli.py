@@ -15,13 +15,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, UsageError
+from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, PromptError, UsageError
 from pocketvlm.toolchain.interrupts import interrupted, noting_interrupts
 
 _READER_GONE = 141
 # What the system says about a path before anyone can tell whether something is there.
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _CLI_PACKAGES = ("typer", "rich", "psutil")
+# ONNX Runtime 1.29.0 crashes when it is imported into a process whose command line is longer than 32 KiB.
+_MOST_ARGUMENT_BYTES = 30_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character is no reason to lose an answer.
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_length(given)
         from pocketvlm.toolchain.commands.application import ReaderGoneError, run_command
 
         try:
@@ -51,6 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(error, as_json="--json" in flags, debug="--debug" in flags)
         except BrokenPipeError:
             return _leave_quietly()
+
+
+def _check_length(arguments: Sequence[str]) -> None:
+    length = sum(len(os.fsencode(argument)) + 1 for argument in arguments)
+    if length > _MOST_ARGUMENT_BYTES:
+        raise PromptError(
+            f"the command line holds {length} bytes, more than {_MOST_ARGUMENT_BYTES}",
+            "give a long prompt on stdin: pocketvlm run BUNDLE < prompt.txt",
+        )
 
 
 def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
@@ -87,9 +99,13 @@ def _translate(error: BaseException) -> BaseException:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pocketvlm"):
         package = error.name.partition(".")[0]
         extra = "cli" if package in _CLI_PACKAGES else "export"
-        return EnvironmentFault(f"the package {package} is not installed", f"pip install 'pocketvlm[{extra}]'")
+        return EnvironmentFault(
+            f"the package {package} is not installed", f"pip install 'pocketvlm[{extra}]'; in a clone: '.[{extra}]'"
+        )
     if getattr(error, "exit_code", None) == UsageError.exit_code and hasattr(error, "format_message"):
-        return UsageError(error.format_message().rstrip("."), "see `pocketvlm --help`")
+        context = getattr(error, "ctx", None)
+        program = context.command_path if context is not None else "pocketvlm"
+        return UsageError(error.format_message().replace("Value error, ", "").rstrip("."), f"see `{program} --help`")
     return error
 
 

@@ -231,7 +231,10 @@ def _check_room(longest: int, capacity: int, recipe: ExportRecipe) -> None:
         return
     what = f"an image of the calibration or the task, its question and an answer take {needed} positions"
     if recipe.max_seq_len is not None:
-        raise UsageError(f"--max-seq-len {capacity} is too small: {what}", "raise it, or calibrate with smaller images")
+        raise UsageError(
+            f"--max-seq-len {capacity} is too small: {what}",
+            "raise it, or name smaller images under calibration.images in a recipe",
+        )
     raise CheckpointError(f"{what}, the model has {capacity}", "give smaller images or grids in the recipe")
 
 

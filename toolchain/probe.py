@@ -15,7 +15,7 @@ _KEPT = 256
 _PROMPT = 16
 
 
-def record(variant: VariantSpec, root: Path) -> dict[str, list[float]]:
+def record(variant: VariantSpec, root: Path) -> dict[str, tuple[float, ...]]:
     """Outputs of every stage for fixed inputs: up to 256 values each, evenly spread over the output."""
     with open_stages(variant, root) as stages:
         found = {}
@@ -26,7 +26,7 @@ def record(variant: VariantSpec, root: Path) -> dict[str, list[float]]:
     return found
 
 
-def _decoder(stages: OpenStages) -> dict[str, list[float]]:
+def _decoder(stages: OpenStages) -> dict[str, tuple[float, ...]]:
     decoder = stages.decoder
     vocabulary = stages.variant.stages["decode"].outputs[0].shape[1]
     assert isinstance(vocabulary, int)
@@ -51,10 +51,10 @@ def _wave(tensor: TensorSpec) -> NDArray[np.float32]:
     return np.sin(np.arange(count, dtype=np.float64) * 0.37).astype(np.float32).reshape([int(size) for size in shape])
 
 
-def _spread(values: NDArray[Any]) -> list[float]:
+def _spread(values: NDArray[Any]) -> tuple[float, ...]:
     flat = values.reshape(-1)
     chosen = flat[np.linspace(0, flat.size - 1, min(_KEPT, flat.size)).astype(np.int64)]
-    return [float(f"{value:.6g}") for value in chosen]
+    return tuple(float(f"{value:.6g}") for value in chosen)
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -24,12 +24,12 @@ class DecoderWeights:
     """How the decoder's linear weights become INT4.
 
     Attributes:
-        method: round to nearest, or GPTQ (arXiv 2210.17323), which needs calibration data.
+        method: GPTQ (arXiv 2210.17323) with the calibration data, or round to nearest: quicker to export, worse.
         block_size: consecutive weights that share a scale: a power of two, 16 to 256.
         symmetric: no zero points.
     """
 
-    method: Literal["rtn", "gptq"] = "rtn"
+    method: Literal["rtn", "gptq"] = "gptq"
     block_size: int = 32
     symmetric: bool = False
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pocketvlm.errors import BundleError, GateError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain import probe
 from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
@@ -87,7 +88,7 @@ class QualityReport:
 
     stages: dict[str, StageQuality]
     whole: WholeQuality
-    probes: dict[str, list[float]]
+    probes: dict[str, tuple[float, ...]]
     task: TaskQuality | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -250,22 +251,19 @@ def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation)
 def _follow(
     model: EagerModel, stages: OpenStages, reference: Any, mine: NDArray[np.float32], tokens: Sequence[int]
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Log-probabilities of both sides before each of `tokens`, which are fed to both."""
+    """Log-probabilities of both sides before each of `tokens`, which are fed to both: to the bundle one by one."""
     from pocketvlm.toolchain.torch_ops import EagerCache
 
-    cache = EagerCache()
-    room = stages.decoder.capacity - len(mine)
-    if room < 1:
+    tokens = tokens[: stages.decoder.capacity - len(mine)]
+    if not tokens:
         return []
-    left = model.prefill(reference, cache, stages.decoder.chunk_size)[0].numpy()
-    right = stages.decoder.prefill(mine)
-    pairs = []
-    for number, token in enumerate(tokens[:room]):
-        pairs.append((_log_softmax(left), _log_softmax(right)))
-        if number + 1 < min(len(tokens), room):
-            left = model.decode(model.embed([token]), cache)[0].numpy()
-            right = stages.decoder.step(token)
-    return pairs
+    cache = EagerCache()
+    left = [model.prefill(reference, cache, stages.decoder.chunk_size)[0].numpy()]
+    if len(tokens) > 1:
+        left += list(model.decode(model.embed(tokens[:-1]), cache, all_positions=True)[0].numpy())
+    right = [stages.decoder.prefill(mine).copy()]
+    right += [stages.decoder.step(token).copy() for token in tokens[:-1]]
+    return [(_log_softmax(one), _log_softmax(other)) for one, other in zip(left, right, strict=True)]
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -322,7 +320,7 @@ def read_report(bundle: Bundle) -> dict[str, Any]:
     """`report.json` of an opened bundle.
 
     Raises:
-        BundleError: it is missing or no JSON object.
+        BundleError: it is missing, not JSON, or not of the form that `measure` gives.
     """
     try:
         report = json.loads(bundle.path(REPORT_NAME).read_text(encoding="utf-8"))
@@ -330,4 +328,5 @@ def read_report(bundle: Bundle) -> dict[str, Any]:
         raise BundleError(f"{REPORT_NAME} cannot be read", "export the checkpoint again") from None
     if not isinstance(report, dict):
         raise BundleError(f"{REPORT_NAME} is not an object", "export the checkpoint again")
+    decode(dict[str, QualityReport], report.get("variants"), f"{REPORT_NAME}.variants", BundleError, ignore_unknown=True)
     return report

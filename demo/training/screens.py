@@ -7,7 +7,6 @@ grid (the tiler then pads them), some are drawn larger and scaled down, as real 
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,10 +20,7 @@ TILE = 160
 TOKEN = 16
 TOKENS_PER_SIDE = TILE // TOKEN
 SLOTS = 3
-# Lines stand on a grid, as in Android's and Apple's design rules: every baseline so many pixels below a token's top. So the
-# letters' bodies are never cut by the border of two tiles, only the tips of some.
-BASELINE = 13
-LINE = 2 * TOKEN
+LEAST_LEADING, MOST_LEADING = 1.25, 2.4  # distance of two lines, in letter sizes
 
 TRAIN_FONTS = (
     "Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf", "OpenSans-Regular.ttf", "OpenSans-Semibold.ttf",
@@ -37,27 +33,60 @@ TRAIN_FONTS = (
 )  # fmt: skip
 UNSEEN_FONTS = ("Cantarell-Regular.otf", "Quicksand-Medium.ttf")
 
-TRAIN_KEYS = tuple(
-    "Name City Cost Mail Date Size Room Gate Seat Bill Code Tax Tip Wifi Sum Day Bus Phone Price Total Street Color "
-    "Model Hotel Floor Train Class Ticket Rate Weight Status Level Score Sender Topic Month Year Zone Plan Data Sound "
-    "Light Mode Theme Radio Alarm Timer Volume Screen Camera Network Hotspot Storage Backup Update Language Region "
-    "Account Profile Payment Order Table Coffee Tea Water Bread Milk Cake Soup Salad Rice Pizza Juice Apple Lemon "
-    "Delivery Shipping Discount Change Cash Card Balance Credit Fee Rent Energy Speed Distance Height Owner Driver "
-    "Doctor Team Court Row Door Lane Exit Flight Boarding Arrival Platform Station Coach Berth Visa Locker Parking "
-    "Anna Ben Carl Dora Emil Fred Greta Hugo Ida Jack Karl Lena Mike Nora Olaf Paul Rosa Sam Tina Vera".split()
-)
-UNSEEN_KEYS = tuple(
-    "Battery Bluetooth Location Privacy Keyboard Brightness Voucher Invoice Subtotal Cheese Tomato Sandwich Cookie "
-    "Terminal Carriage Passenger Duration Baggage Reference Quantity Address Country Meeting Homework Temperature "
-    "Gloria Martin Oscar Sophie Walter".split()
-)
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of screen: what its title, keys and values are. `values` are arguments of `_value`."""
+
+    titles: tuple[str, ...]
+    keys: tuple[str, ...]
+    unseen_keys: tuple[str, ...]
+    values: tuple[str, ...]
+    styles: tuple[str, ...] = ("right", "right", "colon", "space")
+
+
+KINDS = (
+    Kind(
+        ("Settings", "Network", "Sound", "Display", "Profile", "General", "Security", "Storage"),
+        ("Wifi", "Sound", "Light", "Mode", "Theme", "Radio", "Alarm", "Timer", "Volume", "Screen", "Camera", "Network", "Data",
+         "Hotspot", "Storage", "Backup", "Update", "Language", "Region", "Account", "Profile", "Energy", "Phone", "Model"),
+        ("Battery", "Bluetooth", "Location", "Privacy", "Keyboard", "Brightness"),
+        ("switch", "switch", "percent", "word", "number"), ("right",),
+    ),
+    Kind(
+        ("Receipt", "Wallet", "Orders", "Market", "Cafe Luna", "Corner Shop", "Menu", "Green Garden"),
+        ("Coffee", "Tea", "Water", "Bread", "Milk", "Cake", "Soup", "Salad", "Rice", "Pizza", "Juice", "Apple", "Lemon", "Tip",
+         "Tax", "Total", "Sum", "Bill", "Cash", "Card", "Change", "Discount", "Delivery", "Shipping", "Fee", "Cost", "Price"),
+        ("Cheese", "Tomato", "Sandwich", "Cookie", "Voucher", "Invoice", "Subtotal"),
+        ("price", "price", "dollars", "percent"),
+    ),
+    Kind(
+        ("Messages", "Team chat", "Family", "Work", "School", "Contacts"),
+        ("Anna", "Ben", "Carl", "Dora", "Emil", "Fred", "Greta", "Hugo", "Ida", "Jack", "Karl", "Lena", "Mike", "Nora", "Olaf",
+         "Paul", "Rosa", "Sam", "Tina", "Vera"),
+        ("Gloria", "Martin", "Oscar", "Sophie", "Walter"),
+        ("words",), ("chat",),
+    ),
+    Kind(
+        ("Ticket", "Boarding pass", "Bus ticket", "Concert", "Cinema", "Night train", "Trip", "Grand Hotel", "City Museum"),
+        ("Gate", "Seat", "Train", "Class", "Ticket", "Row", "Door", "Lane", "Exit", "Flight", "Boarding", "Arrival", "Platform",
+         "Station", "Coach", "Berth", "Visa", "Locker", "Date", "Day", "Bus", "Name", "City", "Room", "Floor", "Code"),
+        ("Terminal", "Carriage", "Passenger", "Duration", "Baggage", "Reference"),
+        ("time", "date", "code", "number", "name", "dollars"),
+    ),
+    Kind(
+        ("My list", "Options", "Notes", "Tasks", "Library", "Weather", "Health", "Fitness", "Calendar"),
+        ("Size", "Mail", "Street", "Color", "Hotel", "Rate", "Weight", "Status", "Level", "Score", "Sender", "Topic", "Month",
+         "Year", "Zone", "Plan", "Payment", "Order", "Table", "Balance", "Credit", "Rent", "Speed", "Distance", "Height",
+         "Owner", "Driver", "Doctor", "Team", "Court", "Parking"),
+        ("Address", "Country", "Meeting", "Homework", "Temperature", "Quantity"),
+        ("number", "word", "date", "time", "percent", "words"),
+    ),
+)  # fmt: skip
+TITLES = tuple(title for kind in KINDS for title in kind.titles)
+TRAIN_KEYS = tuple(dict.fromkeys(key for kind in KINDS for key in kind.keys))
+UNSEEN_KEYS = tuple(key for kind in KINDS for key in kind.unseen_keys)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-TITLES = tuple(
-    "Settings|Receipt|Messages|My list|Ticket|Options|Network|Sound|Display|Wallet|Orders|Trip|Market|Cafe Luna|"
-    "Corner Shop|Team chat|Boarding pass|Profile|General|Security|Storage|Notes|Tasks|Menu|Bus ticket|Concert|"
-    "Cinema|Library|Weather|Health|Fitness|Calendar|Contacts|Family|Work|School|Grand Hotel|City Museum|Night train|"
-    "Green Garden".split("|")
-)
 WORDS = tuple(
     "red blue green black white small large medium fast slow warm cold early late open closed full empty high low "
     "north south east west yes soon later never always today Monday Friday Sunday May June July Paris Rome Oslo "
@@ -138,42 +167,46 @@ def _pseudo_word(rng: random.Random) -> str:
     return word[:14].capitalize()
 
 
-def _value(rng: random.Random) -> str:
-    kind = rng.randrange(9)
-    if kind == 0:
+def _value(rng: random.Random, kind: str) -> str:
+    if kind == "number":
         return str(rng.randrange(10 ** rng.randrange(1, 5)))
-    if kind == 1:
+    if kind == "time":
         return f"{rng.randrange(24):02d}:{rng.randrange(60):02d}"
-    if kind == 2:
+    if kind == "name":
+        return rng.choice(KINDS[2].keys)
+    if kind == "invented":
         return _pseudo_word(rng)
-    if kind == 3:
+    if kind == "dollars":
         return f"${rng.randrange(200)}"
-    if kind == 4:
+    if kind == "price":
         return f"{rng.randrange(100)}.{rng.randrange(100):02d}"
-    if kind == 5:
+    if kind == "date":
         return f"{rng.randrange(1, 32)} {rng.choice(MONTHS)}"
-    if kind == 6:
+    if kind == "code":
         return "".join(rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ0123456789") for _ in range(rng.randrange(2, 5)))
-    if kind == 7:
+    if kind == "percent":
         return f"{rng.randrange(101)}%"
-    return rng.choice(WORDS)
+    if kind == "switch":
+        return rng.choice(("On", "Off"))
+    return " ".join(rng.sample(WORDS, rng.randrange(1, 3) if kind == "words" else 1))
 
 
-def _keys(rng: random.Random, count: int, unseen: bool) -> list[str]:
-    if unseen:
-        return rng.sample(UNSEEN_KEYS, count)
-    keys: list[str] = []
-    while len(keys) < count:
-        key = rng.choice(TRAIN_KEYS) if rng.random() < 0.5 else _pseudo_word(rng)
+ANY_VALUE = ("number", "time", "invented", "dollars", "price", "date", "code", "percent", "word")
+
+
+def _mixed(rng: random.Random, unseen: bool) -> Kind:
+    """What no real screen shows: any title over any keys, invented words among them. It has to be read, not guessed."""
+    titles = tuple(_pseudo_word(rng) if rng.random() < 0.3 else rng.choice(TITLES) for _ in range(2))
+    keys = list(rng.sample(UNSEEN_KEYS, 9)) if unseen else []
+    while len(keys) < 9:
+        key = rng.choice(TRAIN_KEYS) if rng.random() < 0.4 else _pseudo_word(rng)
         if len(key) > 1 and key not in keys and key not in UNSEEN_KEYS:
             keys.append(key)
-    return keys
-
-
-def _on_grid(y: float, name: str, size: int) -> float:
-    """The next top of a line, at `y` or below, whose baseline is on the grid."""
-    ascent = _font(name, size).getmetrics()[0]
-    return math.ceil((y + ascent - BASELINE) / TOKEN) * TOKEN + BASELINE - ascent
+    style = rng.choice(("right", "right", "colon", "space", "chat"))
+    values = ("words",) if style == "chat" else ANY_VALUE
+    if style != "chat" and rng.random() < 0.4:
+        values = (*values, *["switch"] * len(values))
+    return Kind(titles, tuple(keys), tuple(keys), values, (style,))
 
 
 def _fit(name: str, size: int, text: str, width: float) -> str:
@@ -182,33 +215,31 @@ def _fit(name: str, size: int, text: str, width: float) -> str:
     return text
 
 
-def _pitch(rng: random.Random, room: float, count: int) -> int:
-    """Distance of two of `count` lines that fit into `room`."""
-    return TOKEN * rng.randrange(2, max(2, min(4, int(room / count / TOKEN))) + 1)
+def _lines(rng: random.Random, top: float, bottom: float, size: int, most: int) -> list[float]:
+    """Tops of up to `most` lines between `top` and `bottom`, evenly spaced, wherever they fall on the tiles."""
+    count = min(most, int((bottom - top) / (LEAST_LEADING * size)))
+    if count < 1:
+        return []
+    pitch = rng.uniform(LEAST_LEADING * size, min(MOST_LEADING * size, (bottom - top) / count))
+    start = top + rng.random() * (bottom - top - pitch * count)
+    return [round(start + pitch * number) for number in range(count)]
 
 
 def _rows_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tuple[float, float, float, float],
-             color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
+             color: tuple[int, int, int], kind: Kind, keys: tuple[str, ...]) -> None:  # fmt: skip
     """Key-value rows (settings, receipts, chats, tickets) inside `box` = left, top, right, bottom."""
     left, top, right, bottom = box
-    top = _on_grid(top, name, size)
-    most = max(1, int((bottom - top) / LINE))
-    count = min(rng.randrange(1, 4) if most <= 4 else rng.randrange(2, min(9, most) + 1), most)
-    pitch = _pitch(rng, bottom - top, count)
-    style = rng.choice(("right", "right", "colon", "space", "chat"))
-    switches = rng.random() < 0.4 and style != "chat"
-    y = top + TOKEN * rng.randrange(1 + max(0, int((bottom - top - pitch * count) / TOKEN)))
-    for key in _keys(rng, count, unseen):
-        width = right - left
-        is_switch = switches and rng.random() < 0.5
-        value = rng.choice(("On", "Off")) if is_switch else _value(rng)
-        if style == "chat":
-            value = " ".join(rng.sample(WORDS, rng.randrange(1, 3)))
+    width = right - left
+    tops = _lines(rng, top, bottom, size, rng.randrange(1, 4) if bottom - top < 5 * size else rng.randrange(2, 10))
+    style = rng.choice(kind.styles)
+    for y, key in zip(tops, rng.sample(keys, min(len(keys), len(tops))), strict=False):
+        what = rng.choice(kind.values)
         key_text = key + (":" if style in ("colon", "chat") else "")
         gap = _width(name, size, " ") * (1 if style != "right" else 2)
         room = width - _width(name, size, key_text) - gap
-        value = _fit(name, size, value, room)
-        if _width(name, size, value) > room or (is_switch and value not in ("On", "Off")):
+        whole = _value(rng, what)
+        value = _fit(name, size, whole, room)
+        if _width(name, size, value) > room or (what == "switch" and value != whole):
             continue
         offset = 0.0
         total = _width(name, size, key_text) + gap + _width(name, size, value)
@@ -218,42 +249,36 @@ def _rows_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tup
         layout.texts.append(_Text(left + offset, y, key_text, _font(name, size), color))
         x = right - _width(name, size, value) if style == "right" else left + offset + total - _width(name, size, value)
         layout.texts.append(_Text(x, y, value, _font(name, size), color))
-        if is_switch:
+        if what == "switch":
             layout.questions.append(Question("yes_no", f"Is {key} on?", "Yes" if value == "On" else "No"))
         else:
             layout.questions.append(Question("value", rng.choice((f"What is the {key}?", f"{key}?")), value))
         layout.everything.append(f"{key_text} {value}")
-        y += pitch
 
 
 def _options_of(rng: random.Random, layout: _Layout, name: str, size: int, box: tuple[float, float, float, float],
-                color: tuple[int, int, int], unseen: bool) -> None:  # fmt: skip
+                color: tuple[int, int, int], keys: tuple[str, ...]) -> None:  # fmt: skip
     """A list of options, one of them selected (a filled circle; the others are rings)."""
     left, top, right, bottom = box
-    top = _on_grid(top, name, size)
-    most = max(1, int((bottom - top) / LINE))
-    count = min(rng.randrange(2, 6), most)
-    if count < 2:
+    tops = _lines(rng, top, bottom, size, min(len(keys), rng.randrange(2, 6)))
+    if len(tops) < 2:
         return
-    pitch = _pitch(rng, bottom - top, count)
-    y = top + TOKEN * rng.randrange(1 + max(0, int((bottom - top - pitch * count) / TOKEN)))
-    chosen = rng.randrange(count)
-    options = [_fit(name, size, option, right - left - size * 1.4) for option in _keys(rng, count, unseen)]
+    chosen = rng.randrange(len(tops))
+    options = [_fit(name, size, option, right - left - size * 1.4) for option in rng.sample(keys, len(tops))]
     at_right = rng.random() < 0.3
-    for index, option in enumerate(options):
+    for index, (y, option) in enumerate(zip(tops, options, strict=True)):
         radius = size * 0.36
         cx = right - radius if at_right else left + radius
         layout.circles.append((cx, y + size * 0.62, radius, index == chosen))
         layout.texts.append(_Text(left if at_right else left + size * 1.2, y, option, _font(name, size), color))
         layout.everything.append(option)
-        y += pitch
     layout.questions.append(Question("selected", "Which option is selected?", options[chosen]))
-    layout.questions.append(Question("count", "How many options are there?", str(count)))
+    layout.questions.append(Question("count", "How many options are there?", str(len(tops))))
 
 
 def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool = False, unseen_keys: bool = False,
-                draw: bool = True) -> Screen:  # fmt: skip
-    """Draw one screen for `grid` = (cols, rows).
+                mixed: float = 0.6, draw: bool = True) -> Screen:  # fmt: skip
+    """Draw one screen for `grid` = (cols, rows); the share `mixed` of them shows what no real screen does.
 
     With `draw=False` the image is left blank: only the labels and questions are made (for the decoder's first
     lessons). Deterministic for a given state of `rng`.
@@ -265,7 +290,7 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
         if rng.random() < 0.5:
             width -= rng.randrange(0, max(1, full_width // 10))
         else:
-            height -= LINE * rng.randrange(0, 1 + full_height // 10 // LINE)
+            height -= rng.randrange(0, full_height // 10)
     name = rng.choice(UNSEEN_FONTS if unseen_font else TRAIN_FONTS)
     size = rng.randrange(22, 25) if cols == 1 else rng.randrange(23, 29)
     dark = rng.random() < 0.5
@@ -273,9 +298,11 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     tint = [max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3)]
     ink_level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
     ink = (ink_level, ink_level, ink_level)
+    kind = _mixed(rng, unseen_keys) if rng.random() < mixed else rng.choice(KINDS)
+    keys = kind.unseen_keys if unseen_keys else kind.keys
     layout = _Layout()
     margin = rng.randrange(3, 14 if cols > 1 else 8)
-    top = _on_grid(rng.randrange(0, 16), name, size)
+    top = rng.randrange(0, 16)
     if rng.random() < 0.65:
         hour, minute = rng.randrange(24), rng.randrange(60)
         clock = f"{hour:02d}:{minute:02d}" if rng.random() < 0.7 else f"{1 + hour % 9}:{minute:02d}"
@@ -287,18 +314,21 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
             layout.texts.append(_Text(width - margin - _width(name, size, battery), top, battery, _font(name, size), ink))
             status += " " + battery
         layout.everything.append(status)
-        top += TOKEN * rng.randrange(2, 4)
+        top += round(size * rng.uniform(LEAST_LEADING, MOST_LEADING))
     if rows * cols > 1 and rng.random() < 0.8:
-        title = _fit(name, size, rng.choice(TITLES) if rng.random() < 0.8 else _pseudo_word(rng), width - 2 * margin)
+        title = _fit(name, size, rng.choice(kind.titles), width - 2 * margin)
         x = margin if rng.random() < 0.5 else (width - _width(name, size, title)) / 2
         layout.texts.append(_Text(x, top, title, _font(name, size), ink))
         layout.questions.append(Question("title", "What is the title?", title))
         layout.everything.append(title)
-        top += TOKEN * rng.randrange(2, 4)
+        top += round(size * rng.uniform(LEAST_LEADING, MOST_LEADING))
         if rng.random() < 0.5:
             layout.lines.append(top - size * 0.05)
-    fill = _options_of if rng.random() < 0.28 else _rows_of
-    fill(rng, layout, name, size, (margin, top, width - margin, height - 3.0), ink, unseen_keys)
+    box = (margin, top, width - margin, height - 3.0)
+    if rng.random() < 0.28:
+        _options_of(rng, layout, name, size, box, ink, keys)
+    else:
+        _rows_of(rng, layout, name, size, box, ink, kind, keys)
     if layout.everything:
         layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
     # Only these may be drawn larger: the tiler would give a bigger grid to the others.
@@ -320,7 +350,7 @@ def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
     tint = tuple(max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3))
     level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
     layout = _Layout()
-    y = _on_grid(TOKEN * rng.randrange(-1, 1) - 0.5 * size, name, size)
+    y = rng.randrange(-size, size // 3)
     while y < TILE:
         x = rng.uniform(-30.0, 30.0)
         while x < TILE:
@@ -330,11 +360,11 @@ def make_dense_tile(rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
                 x += size * 1.2
                 continue
             known = rng.choice((*TRAIN_KEYS, *WORDS))
-            word = _value(rng) if kind < 0.6 else rng.choice((known, _pseudo_word(rng)))
+            word = _value(rng, rng.choice(ANY_VALUE)) if kind < 0.6 else rng.choice((known, _pseudo_word(rng)))
             word += rng.choice(("", "", "", ":", "?", "."))
             layout.texts.append(_Text(x, y, word, _font(name, size), (level, level, level)))
             x += _width(name, size, word) + _width(name, size, " ") * rng.choice((1, 1, 1, 3))
-        y += TOKEN * rng.choice((2, 2, 3))
+        y += round(size * rng.uniform(LEAST_LEADING, 2.0))
     scale = rng.uniform(1.5, 3.4) if rng.random() < 0.25 else 1.0
     image = _draw(layout, (TILE, TILE), tint, (level, level, level), scale)
     if image.width != TILE:

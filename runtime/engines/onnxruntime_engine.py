@@ -16,7 +16,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
 from pocketvlm.runtime.engines.protocol import Array, require_contiguous
 
-_ERRORS_ONLY = 3
+# What fails is raised; ONNX Runtime would print it, too, and a run that was cancelled as an error.
+_FATAL_ONLY = 4
 
 # A bundle may come from a stranger, so only options that cannot name a file or a library are passed on.
 _CONFIG_ENTRIES = frozenset(
@@ -120,6 +121,11 @@ class OnnxRuntimeSession:
         except (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
             if options.terminate:
                 raise Cancelled(f"{self._name}: the run was cancelled") from None
+            if isinstance(error, ort_errors.InvalidArgument):
+                raise BundleError(
+                    f"{self._name}: the graph refuses its inputs: {_first_line(error)}",
+                    "the graph does not fit the manifest; export the checkpoint again",
+                ) from error
             raise EnvironmentFault(f"{self._name}: ONNX Runtime failed: {_first_line(error)}") from error
         finally:
             with self._lock:
@@ -164,7 +170,7 @@ class OnnxRuntimeBoundRun:
 
 def _session_options(options: Mapping[str, str], threads: int | None) -> Any:
     settings = ort.SessionOptions()
-    settings.log_severity_level = _ERRORS_ONLY
+    settings.log_severity_level = _FATAL_ONLY
     settings.inter_op_num_threads = 1
     if threads is not None:
         settings.intra_op_num_threads = threads

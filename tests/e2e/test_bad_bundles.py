@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,39 @@ def test_a_target_that_the_bundle_lacks(call: Call, bundle: Path) -> None:
     call("run", bundle, "hello", "--target", "qnn:SM8750").failed(2, r"no variant for 'qnn:SM8750' \(it has ort-cpu")
     edited(bundle, "variants.0.engine", "tensorrt")
     call("run", bundle, "hello").failed(5, "no variant of the bundle runs here: ort-cpu: engine 'tensorrt'")
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        [],
+        {"variants": 5},
+        {"variants": {"ort-cpu": 7}},
+        {"variants": {"ort-cpu": {"stages": {}, "whole": {}, "probes": {}}}},
+        {"variants": {"ort-cpu": {"stages": {"connector": {"cosine": "x", "sqnr_db": 1.0}}}}},
+    ],
+)
+def test_a_report_of_another_form(call: Call, bundle: Path, report: object) -> None:
+    (bundle / "report.json").write_text(json.dumps(report))
+    rehash(bundle, "report.json")
+    for command in ("verify", "inspect"):
+        call(command, bundle).failed(3, r"report\.json")
+    assert call("run", bundle, *QUESTION).code == 0
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "decoder"])
+def test_a_tokenizer_whose_pattern_runs_away(bundle: Path, part: str) -> None:
+    """The library panics, which is no Exception; in a process of its own, because it says so on stderr itself."""
+    raw = json.loads((bundle / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "^(([a-z ])+.)+[A-Z]([a-z])+$\0"}, "behavior": "Isolated", "invert": False}
+    replace_all = {"type": "Replace", "pattern": {"Regex": "(([a-z])+.)+[A-Z]([a-z])+$\0"}, "content": "x"}
+    raw[part] = split if part == "pre_tokenizer" else replace_all
+    (bundle / "tokenizer.json").write_text(json.dumps(raw))
+    rehash(bundle, "tokenizer.json")
+    command = [sys.executable, "-m", "pocketvlm", "run", str(bundle), "aaaaaaaaaaaaaaaa " * 1500]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
 
 
 def test_verify_notices_other_numbers(call: Call, bundle: Path, exported: Callable[[str], Path]) -> None:

@@ -11,8 +11,10 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from transformers import LlavaProcessor
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import export_checkpoint, prepare
@@ -90,6 +92,37 @@ def test_bundle_answers_as_transformers(case: dict[str, object], photograph: Pat
             if sorted(tensor.dims) == sorted((prepared.spec.decoder.vocab_size, prepared.spec.decoder.hidden_size)):
                 tables.add(tuple((item.key, item.value) for item in tensor.external_data))
     assert len(tables) == (1 if case.get("tied") else 2)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["own head", "no head"])
+@pytest.mark.parametrize("in_text", [None, False, True])
+@pytest.mark.parametrize("on_top", [None, False, True])
+def test_ties_what_transformers_ties(on_top: bool | None, in_text: bool | None, stored: bool, tmp_path: Path) -> None:
+    """Either config may ask for it; an output projection with other values is kept all the same."""
+    save_llava(tmp_path, tower="siglip")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for section, value in ((config, on_top), (config["text_config"], in_text)):
+        section.pop("tie_word_embeddings", None)
+        if value is not None:
+            section["tie_word_embeddings"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if not stored:
+        tensors = load_file(tmp_path / "model.safetensors")
+        save_file({k: v for k, v in tensors.items() if "lm_head" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    if not stored and not on_top and not in_text:
+        # transformers makes one up, with a warning.
+        with Checkpoint.open(str(tmp_path)) as checkpoint, pytest.raises(CheckpointError, match="lacks 1 tensor"):
+            prepare(checkpoint, ExportRecipe(precision="fp32"))
+        return
+    ids = list(range(5, 30))
+    with Checkpoint.open(str(tmp_path)) as checkpoint:
+        prepared = prepare(checkpoint, ExportRecipe(precision="fp32"))
+        assert prepared.spec.decoder.tie_embeddings is not stored
+        eager = EagerModel(prepared.spec, prepared.weights)
+        mine = eager.decode(eager.embed(ids), EagerCache(), all_positions=True)
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(mine, model(input_ids=torch.tensor([ids])).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

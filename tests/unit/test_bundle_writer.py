@@ -280,6 +280,31 @@ def test_kill_9_leaves_a_usable_bundle_and_the_next_export_clears_up(
     assert names(place) == {"bundle"}
 
 
+def test_what_somebody_puts_there_meanwhile_is_not_deleted(source: Path, place: Path) -> None:
+    output = place / "bundle"
+    export(source, output, "old")
+    with BundleWriter(output) as writer:
+        fill(writer, source, "new")
+        (output / "notes.txt").write_text("mine")
+        with pytest.raises(UsageError, match=r"notes\.txt"):
+            writer.commit(replace(manifest_of(source), files=()))
+    assert (output / "notes.txt").read_text() == "mine"
+    assert (output / "mark.txt").read_text() == "old"
+    assert names(place) == {"bundle"}
+
+
+def test_leftovers_need_not_be_directories(source: Path, place: Path) -> None:
+    kept = place / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("mine")
+    (place / ".bundle.partial-1").symlink_to(kept)
+    (place / ".bundle.partial-2").write_text("")
+    (place / ".bundle.previous").write_text("")
+    export(source, place / "bundle", "new")
+    assert (kept / "file").read_text() == "mine"
+    assert names(place) == {"bundle", "kept"}
+
+
 def test_leftovers_of_other_outputs_stay(source: Path, place: Path) -> None:
     for name in (".other.partial-1", ".bundle.partial-x", ".bundle-2.partial-1", ".bundle.partial-1"):
         (place / name).mkdir()

@@ -22,7 +22,8 @@ import pytest
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 
-from pocketvlm import errors
+from pocketvlm import __version__, errors
+from pocketvlm.runtime.chat import ChatStream
 from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.commands import chat as chat_module
 from pocketvlm.toolchain.commands import doctor as doctor_module
@@ -298,6 +299,75 @@ def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: P
     assert asked[1][1]["content"] == "w10w11w12"
 
 
+def test_chat_knows_its_commands(call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("/bogus\n/image\n/help\n/etc/hosts is a file\n/quit\nw5"))
+    result = call("chat", bundle_at(chain=REPLY))
+    assert (result.code, len(result.out.splitlines())) == (0, 1)
+    assert "unknown command /bogus" in result.err
+    assert "/image needs a file" in result.err
+    assert result.err.count("/quit or Ctrl-D ends") == 2
+
+
+def test_an_interrupt_before_the_first_text_keeps_the_image(
+    call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[dict[str, Any]]] = []
+    original_chat, original_next = chat_module.VlmSession.chat, ChatStream.__next__
+
+    def chat(self: Any, messages: Any, **options: Any) -> Any:
+        asked.append(list(messages))
+        return original_chat(self, messages, **options)
+
+    def press(stream: Any) -> str:
+        if len(asked) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original_next(stream)
+
+    monkeypatch.setattr(chat_module.VlmSession, "chat", chat)
+    monkeypatch.setattr(ChatStream, "__next__", press)
+    monkeypatch.setattr(sys, "stdin", Terminal(f"/image {picture}\nw5\nw6"))
+    result = call("chat", bundle_at(chain=REPLY))
+    assert result.code == 0
+    kinds = [[part["type"] for part in messages[-1]["content"]] for messages in asked]
+    assert kinds == [["image", "text"], ["image", "text"]]
+
+
+def test_an_interrupt_at_the_prompt_drops_the_line(call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pressed(Terminal):
+        pressed = False
+
+        def readline(self, *arguments: Any) -> str:
+            if not self.pressed:
+                self.pressed = True
+                signal.raise_signal(signal.SIGINT)
+            return super().readline(*arguments)
+
+    monkeypatch.setattr(sys, "stdin", Pressed("w5\n"))
+    result = call("chat", bundle_at(chain=REPLY))
+    assert (result.code, result.out) == (0, "w10w11w12\n")
+
+
+@pytest.mark.parametrize("argument", ["long " * 14_000, "x" * 31_000])
+def test_a_command_line_that_onnxruntime_cannot_bear(bundle_at: BundleAt, argument: str) -> None:
+    running = process("run", bundle_at(chain=REPLY), argument)
+    out, err = running.communicate()
+    assert (running.returncode, out) == (3, b"")
+    assert err.startswith(b"error: the command line holds")
+    assert b"on stdin" in err
+
+
+def test_the_longest_command_line_runs(bundle_at: BundleAt) -> None:
+    running = process("run", bundle_at(chain=REPLY), "w5 " + " " * 29_800)
+    _, err = running.communicate()
+    assert running.returncode in (0, 3), err
+    assert b"command line" not in err
+
+
+def test_the_package_can_be_run(bundle_at: BundleAt) -> None:
+    done = subprocess.run([sys.executable, "-m", "pocketvlm", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+
+
 def test_a_bug_after_an_interrupted_answer_is_still_a_bug(
     call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,8 +420,11 @@ def test_bench_reports_medians(call: Call, bundle_at: BundleAt, picture: Path) -
         assert figures["ttft_ms"]["median"] > 0
     assert found["results"]["image cold"]["vision_ms"]["median"] > 0
     text = call("bench", bundle, *options, "--threads", 1, "--markdown").out
-    assert re.search(r"^\| prompt_tokens \| 20 ± 0 \|$", text, re.MULTILINE)
+    assert re.search(r"^\| prompt_tokens \| 20 \|$", text, re.MULTILINE)
     assert "ttft_ms" in call("bench", bundle, *options).out
+    too_long = call("bench", bundle, "--prompt-tokens", 64)
+    assert (too_long.code, too_long.out) == (2, "")
+    assert "--prompt-tokens 64 does not fit into the bundle's 64 positions (give fewer)" in too_long.err
 
 
 def test_bench_measures_without_caches(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,7 @@ def changed(text: str, path: str, value: Any) -> Any:
         ("tiling.grids", [], "1 to 1000 grids"),
         ("tiling.grids", [[1, 1000]], "between 1x1 and 100x100"),
         ("tiling.tile_size", 0, "tile_size of 1 to 4096"),
-        ("image.std", [1, 0, 1], "must be positive"),
+        ("image.std", [1, 0, 1], "normalised"),
         ("variants", [], "no variant"),
         ("variants.0.kv_cache.capacity", 0, "kv_cache.capacity is 0, not between 1 and"),
         ("variants.0.kv_cache.layers", 1 << 63, "kv_cache.layers is"),

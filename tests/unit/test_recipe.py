@@ -117,6 +117,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str, hint: s
     assert "\n" not in str(caught.value)
 
 
+def test_aliases_that_unfold_without_end_are_refused_at_once(tmp_path: Path) -> None:
+    """ "Billion laughs": 400 bytes of YAML that spell out to gigabytes."""
+    lines = ["chunk_size:", "  a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"  a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    path = tmp_path / "recipe.yaml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(RecipeError, match="chunk_size: expected int"):
+        load_recipe(path)
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
         load_recipe(tmp_path / "none.yaml")

@@ -226,7 +226,7 @@ def test_internvl_has_35_grids_of_up_to_12_tiles() -> None:
         lambda: relaxed_aspect.tiling(384, [(0, 1)]),
         lambda: relaxed_aspect.tiling(384, [(101, 1)]),
         lambda: relaxed_aspect.tiling(0, NINE),
-        lambda: relaxed_aspect.tiling(384, NINE, alpha=0.0),
+        lambda: relaxed_aspect.tiling(384, NINE, alpha=-0.1),
         lambda: relaxed_aspect.tiling(384, NINE, alpha=float("nan")),
         lambda: relaxed_aspect.tiling(384, grids.rectangle(40, 40)),
         lambda: llava_next.tiling(336, [[336, 600]]),

@@ -71,7 +71,7 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
             f"config.json: image_tokens_config has a newline in the arrangement {tokens.arrangement!r}",
             "only the rows of picture_rows have one",
         )
-    decoder = configs.decoder_spec(text, config, checkpoint.tensors)
+    decoder = configs.decoder_spec(text, checkpoint)
     connector = ConnectorSpec(
         kind="concat2x2",
         input_size=vision.feature_size,

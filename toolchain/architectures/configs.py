@@ -10,10 +10,12 @@ from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime.manifest import ImageSpec, Resample
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.decoders import DECODERS
+from pocketvlm.toolchain.hf_config import read_section
 from pocketvlm.toolchain.spec import DecoderSpec, VisionSpec
 
 _VISION_KINDS = {"siglip_vision_model": "siglip", "clip_vision_model": "clip"}
 _DAMAGED = "the checkpoint is damaged; download it again"
+_TIED_TENSORS = ("embed_tokens.weight", "lm_head.weight")
 _RESAMPLE: dict[int, Resample] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -35,14 +37,12 @@ def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
     Raises:
         CheckpointError: an unknown tower or a value of the wrong type.
     """
-    from transformers import AutoConfig
-
     model_type = str(config.get("model_type", ""))
     if model_type not in _VISION_KINDS:
         known = ", ".join(sorted(_VISION_KINDS))
         raise CheckpointError(f"config.json: vision tower {model_type!r} is not supported", f"supported: {known}")
     try:
-        full = AutoConfig.for_model(**config)
+        full = read_section(config)
         if int(full.patch_size) < 1 or int(full.num_channels) != 3:
             raise CheckpointError(
                 f"config.json: vision_config has patches of {full.patch_size} pixels and {full.num_channels} colour channels",
@@ -67,16 +67,24 @@ def vision_spec(config: Mapping[str, Any]) -> VisionSpec:
         raise CheckpointError(f"config.json: vision_config cannot be read: {error}", "the config is damaged") from error
 
 
-def decoder_spec(config: Mapping[str, Any], whole: Mapping[str, Any], tensor_names: Mapping[str, object]) -> DecoderSpec:
-    """DecoderSpec of `text_config`. Tied when either config says so, or no output projection is stored.
+def decoder_spec(config: Mapping[str, Any], checkpoint: Checkpoint) -> DecoderSpec:
+    """DecoderSpec of `text_config`.
+
+    As in transformers, embedding and output projection are tied when either config says so, unless the checkpoint stores
+    an output projection with other values.
 
     Raises:
         CheckpointError: an unknown decoder or a bad value.
     """
     decoder: DecoderSpec = DECODERS.load(str(config.get("model_type", "")), CheckpointError).read(config)
-    stored = any(name.endswith("lm_head.weight") for name in tensor_names)
-    tied = decoder.tie_embeddings or bool(whole.get("tie_word_embeddings", False)) or not stored
-    return replace(decoder, tie_embeddings=tied)
+    tied = decoder.tie_embeddings or bool(checkpoint.config.get("tie_word_embeddings", False))
+    return replace(decoder, tie_embeddings=tied and not _stores_another_head(checkpoint))
+
+
+def _stores_another_head(checkpoint: Checkpoint) -> bool:
+    found = {end: next((name for name in checkpoint.tensors if name.endswith(end)), None) for end in _TIED_TENSORS}
+    table, head = (found[end] for end in _TIED_TENSORS)
+    return None not in (table, head) and not checkpoint.same_values(str(table), str(head))
 
 
 def image_processor(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def describe(checkpoint: Checkpoint) -> ModelSpec:
     config = checkpoint.config
     text = configs.section(config, "text_config")
     vision = _choose_features(configs.vision_spec(configs.section(config, "vision_config")), config)
-    decoder = configs.decoder_spec(text, config, checkpoint.tensors)
+    decoder = configs.decoder_spec(text, checkpoint)
     settings = configs.image_processor(checkpoint)
     connector = ConnectorSpec(
         kind="mlp",

@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from pocketvlm.toolchain.registry import Registry
 
-BACKENDS = Registry("target", {"ort-cpu": "pocketvlm.toolchain.backends.ort_cpu:OrtCpu"})
+BACKENDS = Registry(
+    "target",
+    {
+        "ort-cpu": "pocketvlm.toolchain.backends.ort_cpu:OrtCpu",
+    },
+)

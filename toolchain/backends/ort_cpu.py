@@ -11,6 +11,8 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+import torch
+
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
 from pocketvlm.toolchain.backends.base import LowerJob
@@ -31,7 +33,8 @@ _LANGUAGE_DATA = "language.data"
 def _versions() -> dict[str, str]:
     """What decides the numbers of a bundle, beside the checkpoint and the recipe."""
     found = {name: version(name) for name in ("onnxruntime", "onnx", "torch", "transformers")}
-    return found | {"python": platform.python_version()}
+    # The last bits of calibration's sums depend on how many threads added them up.
+    return found | {"python": platform.python_version(), "torch_threads": str(torch.get_num_threads())}
 
 
 class OrtCpu:
@@ -47,7 +50,7 @@ class OrtCpu:
             raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
 
     def lower(self, job: LowerJob) -> VariantSpec:
-        """Write five graphs and two external data files into `job.folder`."""
+        """Write the graphs and two external data files into `job.folder`."""
         stages = self._vision(job)
         cache = self._cache(job)
         stages |= self._language(job, cache)

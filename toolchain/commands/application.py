@@ -134,7 +134,11 @@ def _run(
 
 @_command("chat")
 def _chat(bundle: BundlePath, debug: Debug = False) -> None:
-    """Talk in several turns; "/image FILE" shows an image, Ctrl-C stops an answer, Ctrl-D ends."""
+    """Talk in several turns.
+
+    Lines that begin with a slash are commands: /image FILE shows an image with the next question, /new forgets the
+    conversation, /help lists them, /quit ends. Ctrl-C stops an answer, Ctrl-D ends.
+    """
     from pocketvlm.toolchain.commands.chat import chat
 
     chat(bundle)
@@ -185,7 +189,7 @@ def _inspect(
 
 @_command("verify")
 def _verify(bundle: BundlePath, as_json: Json = False, debug: Debug = False) -> None:
-    """Check hashes, schema, and that every stage gives the numbers it gave at export."""
+    """Check hashes, schema, and every stage's numbers."""
     from pocketvlm.toolchain.commands.verify import verify
 
     verify(bundle, as_json)

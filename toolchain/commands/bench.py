@@ -64,6 +64,11 @@ def bench(
     settings = Settings(prompt_tokens, new_tokens, repetitions, threads, image.name if image else None)
     with VlmSession.open(bundle, threads=threads) as session:
         asked = _Questions(session, new_tokens)
+        capacity = session.variant.kv_cache.capacity
+        if prompt_tokens + 1 > capacity:
+            raise UsageError(
+                f"--prompt-tokens {prompt_tokens} does not fit into the bundle's {capacity} positions", "give fewer"
+            )
         asked.fit(prompt_tokens)
         cases: dict[str, Callable[[], Metrics]] = {"text": lambda: asked.ask(None)}
         if image is not None:
@@ -172,4 +177,7 @@ def _print(form: Format, model: str, variant: str, settings: Settings, results: 
 
 
 def _cell(figure: dict[str, float] | None) -> str:
-    return "" if figure is None else f"{figure['median']:.4g} ± {figure['sd']:.2g}"
+    if figure is None:
+        return ""
+    # What was measured once, or is always the same, has no spread.
+    return f"{figure['median']:.4g}" + (f" ± {figure['sd']:.2g}" if figure["sd"] else "")

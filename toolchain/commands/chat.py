@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from pocketvlm.errors import BadInputError
+from pocketvlm.errors import BadInputError, UsageError
 from pocketvlm.runtime.session import VlmSession
 from pocketvlm.toolchain.commands.output import print_line
 from pocketvlm.toolchain.commands.run import check_text
 from pocketvlm.toolchain.interrupts import forget_interrupt
 
-_HELP = "/image FILE shows an image with the next question, /new forgets the conversation, Ctrl-D ends"
+_HELP = (
+    "/image FILE shows an image with the next question, /new forgets the conversation, /help shows this, "
+    "Ctrl-C stops an answer, /quit or Ctrl-D ends"
+)
+_COMMAND = re.compile(r"/[a-z]+\Z")
 
 
 def chat(bundle: Path) -> None:
@@ -32,12 +37,20 @@ def chat(bundle: Path) -> None:
             if interactive:
                 sys.stderr.write("> ")
                 sys.stderr.flush()
-            line = sys.stdin.readline()
-            if not line:
+            try:
+                line = sys.stdin.readline()
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                # As in a shell: the line is dropped, the program goes on.
+                forget_interrupt()
+                sys.stderr.write("\n")
+                continue
+            if not line or line.strip() == "/quit":
                 return
             try:
                 conversation.take(line.strip())
-            except BadInputError as error:
+            except (BadInputError, UsageError) as error:
                 if not interactive:
                     raise
                 sys.stderr.write(f"error: {error}\n")
@@ -53,12 +66,18 @@ class _Conversation:
         """One line: a command or a question; an empty one is passed over."""
         command, _, rest = line.partition(" ")
         if command == "/image":
+            if not rest.strip():
+                raise UsageError("/image needs a file", "write /image FILE")
             image = self._session.encode(rest.strip())
             # Waits until the file has been opened, so that an unusable one is named here.
             _ = image.tile_plan
             self._images.append({"type": "image", "image": image})
         elif command == "/new":
             self._messages, self._images = [], []
+        elif command == "/help":
+            sys.stderr.write(_HELP + "\n")
+        elif _COMMAND.match(command):
+            raise UsageError(f"unknown command {command}", "known: /image, /new, /help, /quit")
         elif line:
             self._answer(check_text(line))
 
@@ -75,6 +94,6 @@ class _Conversation:
             forget_interrupt()
         print_line()
         sys.stdout.flush()
-        self._images = []
         if stream.text:
+            self._images = []
             self._messages += [asked, {"role": "assistant", "content": stream.text}]

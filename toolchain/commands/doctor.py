@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.commands.output import print_json, print_pairs, print_table
+from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
@@ -70,7 +70,10 @@ def doctor(target: str | None, as_json: bool) -> None:
     if faults:
         names = ", ".join(f"{item.name} ({item.installed or 'missing'}, wanted {item.wanted or 'any'})" for item in faults)
         extra = "export" if target is not None else "cli"
-        raise EnvironmentFault(f"packages are missing or of another version: {names}", f"pip install 'pocketvlm[{extra}]'")
+        raise EnvironmentFault(
+            f"packages are missing or of another version: {names}",
+            f"pip install 'pocketvlm[{extra}]'; in a clone: '.[{extra}]'",
+        )
 
 
 def check_packages() -> list[Package]:
@@ -149,3 +152,5 @@ def _print(found: dict[str, Any], packages: list[Package]) -> None:
         (item.name, item.installed or "missing", item.wanted, item.needed_for, "ok" if item.ok else "NO") for item in packages
     ]
     print_table("\npackages", ("package", "installed", "wanted", "for", ""), rows)
+    ready = {part: all(item.ok for item in packages if item.needed_for == part) for part in _CHECKED.values()}
+    print_line("ready for: " + (", ".join(part for part, ok in ready.items() if ok) or "nothing"))

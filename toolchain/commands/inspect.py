@@ -16,6 +16,13 @@ from pocketvlm.runtime.manifest import MANIFEST_NAME, ImageSpec, ImageTokensSpec
 from pocketvlm.runtime.tiling import plan_tiles
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
+_FIGURES = {
+    "positions": "predictions compared",
+    "logits_kl": "mean KL, nats",
+    "top1_agreement": "same first token",
+    "perplexity": "perplexity on prose",
+    "reference_perplexity": "of the checkpoint",
+}
 _SIZE = re.compile(r"([0-9]{1,7})[xX]([0-9]{1,7})\Z")
 
 
@@ -106,7 +113,7 @@ def _print_bundle(found: dict[str, Any]) -> None:
         print_table(
             f"\n{variant['name']}: {variant['precision']}, {decimal(variant['bytes'])}, engine {variant['engine']}, "
             f"{variant['vision_batch']} tiles a batch, {cache['dtype']} cache of {cache['capacity']} positions",
-            ("stage", "file", "size", "kernels"),
+            ("stage", "file", "size, shared files in each", "kernels"),
             [
                 (name, stage["file"], decimal(stage["bytes"]), ", ".join(f"{k} {n}" for k, n in stage["kernels"].items()))
                 for name, stage in variant["stages"].items()
@@ -120,7 +127,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
     if stages:
         rows = [(name, f"{item['cosine']:.5f}", f"{item['sqnr_db']:.1f}") for name, item in stages.items()]
         print_table("against the checkpoint in float32", ("stage", "cosine", "SQNR dB"), rows)
-    print_pairs((name.replace("_", " "), f"{value:.4g}") for name, value in whole.items())
+    print_pairs((_FIGURES[name], f"{value:.4g}") for name, value in whole.items() if name in _FIGURES)
     task = quality.get("task")
     if task:
         shares = f"{task['accuracy']:.1%} right, the checkpoint {task['reference_accuracy']:.1%}"

@@ -48,7 +48,12 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[objec
 def _print(table: Table) -> None:
     sys.stdout.flush()
     console = Console(highlight=False)
-    if not console.is_terminal:
-        # A pipe or file has no width to fit into.
-        console = Console(highlight=False, width=200)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    # A pipe or file has no width to fit into, or to fill.
+    console = Console(highlight=False, width=200)
+    with console.capture() as written:
+        console.print(table)
+    for line in written.get().splitlines():
+        print_line(line.rstrip())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pocketvlm.errors import CheckpointError
+from pocketvlm.toolchain.hf_config import read_section
 from pocketvlm.toolchain.ops import DecoderOps, V
 from pocketvlm.toolchain.spec import DecoderSpec, RopeSpec
 
@@ -16,10 +17,8 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
     Raises:
         CheckpointError: a value is missing, of the wrong type or of an unknown kind.
     """
-    from transformers import AutoConfig
-
     try:
-        return _spec(AutoConfig.for_model(**{"model_type": "llama", **config}))
+        return _spec(read_section({"model_type": "llama", **config}))
     except CheckpointError:
         raise
     except Exception as error:  # transformers raises many kinds for a bad config, and lets many bad values pass

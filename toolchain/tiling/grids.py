@@ -42,6 +42,6 @@ def checked(spec: TilingSpec) -> TilingSpec:
         raise CheckpointError("tiling: a candidate grid is listed twice", _CONFIG)
     if spec.policy not in GRID_POLICIES:
         raise CheckpointError(f"tiling: unknown policy {spec.policy!r}", f"there are {', '.join(GRID_POLICIES)}")
-    if not 0 < spec.alpha < 1:
+    if not 0 <= spec.alpha <= 1:
         raise CheckpointError(f"tiling: alpha {spec.alpha} is not between 0 and 1", "BlueLM-V-3B uses 0.1")
     return spec
