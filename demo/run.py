@@ -37,9 +37,17 @@ def main() -> int:
     console = Console()
     console.rule("1. checkpoint -> phone bundle")
     recipe = HERE.parent / "export_configs" / "demo.ort-cpu.yaml"
-    command = ["pocketvlm", "export", str(HERE / "model"), "-o", str(BUNDLE), "-c", str(recipe)]
+    command = [
+        str(Path(sys.executable).parent / "pocketvlm"),
+        "export",
+        str(HERE / "model"),
+        "-o",
+        str(BUNDLE),
+        "-c",
+        str(recipe),
+    ]
     console.print("$ " + " ".join(command), soft_wrap=True)
-    finished = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], check=False)
+    finished = subprocess.run(command, check=False)
     if finished.returncode:
         return finished.returncode
     console.rule("2. questions about phone screenshots")
@@ -80,10 +88,12 @@ def main() -> int:
     console.print(table)
     size = sum(path.stat().st_size for path in BUNDLE.rglob("*") if path.is_file())
     peak = "unknown" if last.peak_rss_mb is None else f"{last.peak_rss_mb:.0f} MB"
-    console.print(f"{right} of {asked} answers as expected; bundle {size / 1e6:.1f} MB; peak memory of this process {peak}")
+    console.print(f"{right} of {asked} answers as expected (they are the recipe's task: the export would have failed without)")
+    console.print(f"bundle {size / 1e6:.1f} MB; peak memory of this process {peak}")
     trace.save(BUILD / "demo-trace.json")
     draw_schedule(trace.to_json(), BUILD / "demo-schedule.png")
     console.print(f"schedule: {BUILD / 'demo-schedule.png'}", soft_wrap=True)
+    console.print(f"ask it yourself: {Path(sys.executable).parent / 'pocketvlm'} chat {BUNDLE}", soft_wrap=True)
     console.print(f"Perfetto trace (open it at ui.perfetto.dev): {BUILD / 'demo-trace.json'}", soft_wrap=True)
     return 0 if right == asked else 1
 

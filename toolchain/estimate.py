@@ -12,7 +12,9 @@ from pocketvlm.toolchain.weights import expected_parameters
 # Two busy phone-class or laptop cores; order of magnitude only.
 _FLOPS = 6e10
 _LIBRARIES = 700 << 20
-_KEPT_LIMIT = 4 << 30
+_KEPT_LIMIT = 2 << 30
+# Graphs and their kernels' names, and 6 KB of them for a layer; prompt, report and manifest.
+_GRAPHS, _GRAPH_OF_A_LAYER = 300_000, 6_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +27,23 @@ class Estimate:
     keep_weights: bool
 
 
-def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int) -> Estimate:
+def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int, tokenizer_bytes: int) -> Estimate:
     """Estimate an export from the shapes alone.
 
     Args:
         calibration_tokens: positions that go through the decoder for calibration.
+        tokenizer_bytes: size of tokenizer.json, which is copied.
     """
-    counts = {name: math.prod(shape) for name, shape in expected_parameters(spec).items()}
+    shapes = expected_parameters(spec)
+    counts = {name: math.prod(shape) for name, shape in shapes.items()}
     decoder = sum(count for name, count in counts.items() if name.startswith("decoder.layers."))
     vision = sum(count for name, count in counts.items() if name.startswith(("vision.", "connector.")))
+    # Patch embedding, positions and norms stay in float32.
+    floats = sum(
+        count
+        for name, count in counts.items()
+        if name.startswith(("vision.", "connector.")) and (len(shapes[name]) != 2 or name == "vision.position")
+    )
     rest = sum(counts.values()) - decoder - vision
     total, largest = sum(counts.values()), max(counts.values())
     keep = 4 * total <= _KEPT_LIMIT
@@ -41,9 +51,10 @@ def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int) -> 
         disk = 4.0 * total
     else:
         block = recipe.decoder_weights.block_size
-        disk = decoder * (0.5 + 4.5 / block) + vision * 1.02 + rest * (1 + 5 / block)
+        disk = decoder * (0.5 + 4.5 / block) + (vision - floats) * 1.02 + 4 * floats + rest * (1 + 5 / block)
         if recipe.prefill_weights == "int8":
             disk += decoder * 1.01
+    disk += tokenizer_bytes + _GRAPHS + _GRAPH_OF_A_LAYER * (spec.vision.layers + spec.decoder.layers)
     gptq = recipe.precision == "paper" and recipe.decoder_weights.method == "gptq"
     kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
     hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0

@@ -196,7 +196,7 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         builder=builder,
         text=text,
         capacity=capacity,
-        estimate=estimate(spec, recipe, recipe.calibration.tokens),
+        estimate=estimate(spec, recipe, recipe.calibration.tokens, checkpoint.path("tokenizer.json").stat().st_size),
         generation=_generation(checkpoint),
         images=images,
         prompts=prompts,

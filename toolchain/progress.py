@@ -74,7 +74,9 @@ class RichProgress:
         self._bars.stop()
 
     def estimate(self, ram_bytes: int, disk_bytes: int, seconds: float) -> None:
-        self.note(f"needs about {decimal(ram_bytes)} of memory, {decimal(disk_bytes)} of disk, {_duration(seconds)}")
+        self.note(
+            f"needs about {decimal(ram_bytes)} of memory, {decimal(disk_bytes)} of disk, {_duration(seconds)} on two idle cores"
+        )
 
     def stage(self, name: str, total: int) -> None:
         self._finish()

@@ -12,6 +12,8 @@ from typing import Any
 
 from runner import Opened, serve
 
+CACHE_TYPES = {"f16": 1, "q8_0": 8}  # ggml_type
+
 
 def bindings() -> Any:
     """The ctypes module alone: the package's own import would add its high-level interface to the memory measured."""
@@ -80,13 +82,15 @@ def open_model(request: dict[str, Any]) -> Opened:
     options.n_threads = options.n_threads_batch = request["threads"]
     if "flash_attention" in request:
         options.flash_attn_type = int(request["flash_attention"])
+    if "cache_type" in request:
+        options.type_k = options.type_v = CACHE_TYPES[request["cache_type"]]
     context = library.llama_init_from_model(model, options)
     if context is None:
         raise SystemExit("error: llama.cpp cannot create a context")
     details = {
         "versions": {"llama-cpp-python": importlib.metadata.version("llama-cpp-python")},
         "processor features": library.llama_print_system_info().decode(),
-        "cache": f"float16, {library.llama_n_ctx(context)} positions",
+        "cache": f"{request.get('cache_type', 'f16')}, {library.llama_n_ctx(context)} positions",
         "batch": f"n_batch {options.n_batch}, n_ubatch {options.n_ubatch}",
         "flash attention": request.get("flash_attention", "its own choice"),
     }

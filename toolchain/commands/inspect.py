@@ -148,7 +148,8 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
             return
         weights = CanonicalWeights(checkpoint, spec, rename)
         recipe = ExportRecipe()
-        expected = estimate(spec, recipe, recipe.calibration.tokens)
+        tokenizer_bytes = checkpoint.path("tokenizer.json").stat().st_size
+        expected = estimate(spec, recipe, recipe.calibration.tokens, tokenizer_bytes)
         found = {
             "kind": "checkpoint",
             "name": checkpoint.name,
