@@ -302,7 +302,10 @@ def test_what_is_no_checkpoint_at_all(pristine: Path, recipe: Path, old: Path, t
     refuse(call, "x" * 300, recipe, old, "File name too long", code=5)
 
 
-def test_weights_that_overflow_fail_the_gate(checkpoint: Path, recipe: Path, old: Path, call: Call) -> None:
-    """Finite, so no reader can object; but nothing comes out that could be compared."""
+def test_weights_that_overflow_fail_the_gate(checkpoint: Path, recipe: Path, old: Path, call: Call, tmp_path: Path) -> None:
+    """Finite, so no reader can object; but nothing comes out that could be compared, or calibrated on."""
     tensors(lambda all_: all_[UP].fill_(3e38))(checkpoint)
-    refuse(call, checkpoint, recipe, old, "differs too much from the checkpoint.*nan", code=4)
+    refuse(call, checkpoint, recipe, old, "GPTQ: .*its activations overflow.*method to rtn", code=3)
+    rounded = tmp_path / "rounded.yaml"
+    rounded.write_text(json.dumps({**json.loads(recipe.read_text()), "decoder_weights": {"method": "rtn"}}))
+    refuse(call, checkpoint, rounded, old, "differs too much from the checkpoint.*nan", code=4)

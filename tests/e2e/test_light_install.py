@@ -80,7 +80,7 @@ def test_wheel_of_the_source_archive_answers_with_four_packages_only(
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    ours |= {f"pocketvlm/{name}" for name in ("__init__.py", "errors.py", "py.typed")}
+    ours |= {f"pocketvlm/{name}" for name in ("__init__.py", "__main__.py", "errors.py", "py.typed")}
     with zipfile.ZipFile(wheel) as opened:
         assert {name for name in opened.namelist() if name.startswith("pocketvlm/")} == ours
     with tarfile.open(archive) as opened_archive:

@@ -525,7 +525,11 @@ def test_export_hands_the_recipe_and_the_overrides_on(call: Call, monkeypatch: p
     options = ["-c", recipe_file, "--precision", "fp32", "--max-seq-len", 256, "--revision", "r1", "--target", "ort-cpu"]
     result = call("export", "owner/name", "-o", tmp_path / "bundle", *options)
     assert (result.code, result.out) == (0, f"{tmp_path / 'bundle'}\n")
-    assert result.err.splitlines() == ["needs about 2.0 MB of memory, 3.0 MB of disk, 30 s on two idle cores", "lower", "[bold]note"]
+    assert result.err.splitlines() == [
+        "needs about 2.0 MB of memory, 3.0 MB of disk, 30 s on two idle cores",
+        "lower",
+        "[bold]note",
+    ]
     assert calls[0] == ("open", "owner/name", "r1")
     assert calls[1][:2] == ("opened", tmp_path / "bundle")
     recipe = calls[1][2]
