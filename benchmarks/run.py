@@ -32,6 +32,7 @@ BENCH = BUILD / "bench"
 # quickest method serves and quality is not judged here (benchmarks/quality.py does).
 COMMON: dict[str, Any] = {
     "max_seq_len": 2048,
+    "decoder_weights": {"method": "rtn"},
     "tiling": {"policy": "relaxed_aspect", "grids": [[2, 4]], "thumbnail": "always"},
     "thresholds": {"stage_cosine": -1.0, "logits_kl": 100.0, "top1": 0.0},
     "calibration": {"tokens": 2048, "prompts": [host.QUESTION]},
