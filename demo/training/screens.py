@@ -20,6 +20,7 @@ TILE = 160
 TOKEN = 16
 TOKENS_PER_SIDE = TILE // TOKEN
 SLOTS = 3
+EVERYTHING_LINES = 4  # "Read everything." of longer screens is for training alone
 LEAST_LEADING, MOST_LEADING = 1.25, 2.4  # distance of two lines, in letter sizes
 
 TRAIN_FONTS = (
@@ -96,7 +97,7 @@ WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about a screen. `kind` names the column of the score table that it counts in."""
+    """One question about a screen. `kind` names the column of the score table it counts in; "lesson" is never asked there."""
 
     kind: str
     text: str
@@ -298,8 +299,8 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     tint = [max(0, min(255, base + rng.randrange(-15, 16))) for _ in range(3)]
     ink_level = rng.randrange(205, 256) if dark else rng.randrange(0, 70)
     ink = (ink_level, ink_level, ink_level)
-    kind = _mixed(rng, unseen_keys) if rng.random() < mixed else rng.choice(KINDS)
-    keys = kind.unseen_keys if unseen_keys else kind.keys
+    shown = _mixed(rng, unseen_keys) if rng.random() < mixed else rng.choice(KINDS)
+    keys = shown.unseen_keys if unseen_keys else shown.keys
     layout = _Layout()
     margin = rng.randrange(3, 14 if cols > 1 else 8)
     top = rng.randrange(0, 16)
@@ -316,7 +317,7 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
         layout.everything.append(status)
         top += round(size * rng.uniform(LEAST_LEADING, MOST_LEADING))
     if rows * cols > 1 and rng.random() < 0.8:
-        title = _fit(name, size, rng.choice(kind.titles), width - 2 * margin)
+        title = _fit(name, size, rng.choice(shown.titles), width - 2 * margin)
         x = margin if rng.random() < 0.5 else (width - _width(name, size, title)) / 2
         layout.texts.append(_Text(x, top, title, _font(name, size), ink))
         layout.questions.append(Question("title", "What is the title?", title))
@@ -328,9 +329,10 @@ def make_screen(rng: random.Random, grid: tuple[int, int], *, unseen_font: bool 
     if rng.random() < 0.28:
         _options_of(rng, layout, name, size, box, ink, keys)
     else:
-        _rows_of(rng, layout, name, size, box, ink, kind, keys)
+        _rows_of(rng, layout, name, size, box, ink, shown, keys)
     if layout.everything:
-        layout.questions.append(Question("everything", "Read everything.", "\n".join(layout.everything)))
+        kind = "everything" if len(layout.everything) <= EVERYTHING_LINES else "lesson"
+        layout.questions.append(Question(kind, "Read everything.", "\n".join(layout.everything)))
     # Only these may be drawn larger: the tiler would give a bigger grid to the others.
     keeps_grid = rows * cols == 8 or (rows * cols == 6 and (width, height) == (full_width, full_height))
     scale = rng.uniform(1.5, 3.4) if keeps_grid and rng.random() < 0.35 else 1.0
