@@ -3,6 +3,7 @@
     python evaluate.py demo/model                      the eager float32 model
     python evaluate.py build/demo-bundle               the exported bundle
     python evaluate.py demo/model --unseen             fonts and keys that training never saw
+    python evaluate.py demo/model --shift 6            every screen moved 6 pixels right and down
 
 Both sides go through the runtime's own image loading, tiling and prompt. Every screen comes from a seed that
 training does not use.
@@ -76,11 +77,19 @@ def bundled(path: Path) -> Answer:
     return answer
 
 
+def moved(picture: Image.Image, pixels: int) -> Image.Image:
+    """The picture moved right and down, its size unchanged: the rest is filled with the colour of its first corner."""
+    canvas = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
+    canvas.paste(picture, (pixels, pixels))
+    return canvas
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="checkpoint or bundle")
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--unseen", action="store_true", help="fonts and keys that training never saw")
+    parser.add_argument("--shift", type=int, default=0, help="pixels by which a screen is moved right and down")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--wrong", action="store_true", help="print every wrong answer")
     arguments = parser.parse_args()
@@ -93,7 +102,7 @@ def main() -> None:
         screen = make_screen(rng, grid, unseen_font=arguments.unseen, unseen_keys=arguments.unseen)
         asked = [question for question in screen.questions if question.kind != "lesson"]
         chosen = rng.sample(asked, min(QUESTIONS_PER_SCREEN, len(asked)))
-        given = answer(screen.image, [question.text for question in chosen])
+        given = answer(moved(screen.image, arguments.shift), [question.text for question in chosen])
         for question, found in zip(chosen, given, strict=True):
             right[question.kind].append(found == question.answer)
             grids[f"{grid[0]}x{grid[1]}"].append(found == question.answer)

@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from screens import MONTHS, TITLES, UNSEEN_KEYS, WORDS, Question, Screen, make_screen
+from contents import MONTHS, TITLES, UNSEEN_KEYS, WORDS
+from screens import Question, Screen, make_screen
 
 SEED = 31_000_003
 GRIDS = [(2, 4), (2, 3), (4, 2), (2, 4), (2, 2), (3, 2)]
