@@ -103,8 +103,12 @@ PEERS = (
         "llama-cpp-python",
         "run_llama_cpp.py",
         ("llama-cpp-python==0.3.36",),
-        # For this processor, optimized; without the vision library, which is not measured.
-        {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+        # For this processor, optimized; without the vision library, which is not measured. The flags: GCC drops the stores
+        # that set the shape of AMX tiles, and the first product stops with SIGILL (ggml-org/llama.cpp#26954).
+        {
+            "CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAVA_BUILD=OFF",
+            "CXXFLAGS": "-fno-tree-dse -fno-dse",
+        },
         # Its own choice is faster in prefill and slower in decode than the other on some processors: both are measured.
         # Q4_0 has quicker kernels than the wheel's Q4_1, and a Q8_0 cache is the nearest to our INT8 one.
         settings={
@@ -172,7 +176,9 @@ def install(peer: Peer) -> None:
     print(f"installing {' '.join(peer.requirements)} into {folder}", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
-    _run([str(peer.python), "-m", "pip", "install", "--quiet", *peer.requirements], peer.environment)
+    # Of what is compiled, pip would take a wheel from its cache whatever flags that was made with.
+    cache = ["--no-cache-dir"] if peer.environment else []
+    _run([str(peer.python), "-m", "pip", "install", "--quiet", *cache, *peer.requirements], peer.environment)
     stamp.write_text(wanted, encoding="utf-8")
 
 
