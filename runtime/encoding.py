@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import json
-import sys
 import threading
 import time
 import traceback
@@ -24,6 +21,7 @@ from pocketvlm.errors import Cancelled, ImageError, UsageError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.image import image_digest, load_image, make_tiles
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.memory import return_freed_memory
 from pocketvlm.runtime.metrics import available_share, resident_mb
 from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
 from pocketvlm.runtime.trace import Trace
@@ -219,7 +217,7 @@ class ImageEncoder:
         with self._trace.span("release"):
             before = resident_mb()
             self._vision.release()
-            _return_memory()
+            return_freed_memory()
             self.latest_release = Release(before, resident_mb())
         return self.latest_release
 
@@ -314,12 +312,3 @@ def _preprocessing_hash(bundle: Bundle, variant: VariantSpec) -> str:
         names += [variant.stages[stage].file, *variant.stages[stage].external_data]
     shaping = [asdict(manifest.tiling), asdict(manifest.image), asdict(manifest.image_tokens), list(map(bundle.sha256, names))]
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
-
-
-def _return_memory() -> None:
-    gc.collect()
-    if sys.platform == "linux":
-        # glibc keeps freed pages; other C libraries have no malloc_trim.
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

@@ -39,10 +39,11 @@ class PocketVLM:
 
 
 def open_model(request: dict[str, Any]) -> Opened:
-    """Open the decoder's stages, one session per file, with the threads that `VlmSession` gives them."""
+    """Open the decoder's stages, one session per file, with the threads and in the order that `VlmSession` has."""
     # The others do not compare hashes when they load.
     bundle = Bundle.open(Path(request["model"]), verify=False)
     variant = bundle.variant()
+    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer.file))
     engine = load_engine(variant.engine)
     sessions = {}
     opened: dict[str, Any] = {}
@@ -52,7 +53,6 @@ def open_model(request: dict[str, Any]) -> Opened:
             threads = 1 if name == "embed_tokens" else request["threads"]
             opened[file] = engine.open(bundle.path(file), variant.engine_options, threads)
         sessions[name] = opened[file]
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer.file))
     details = {
         "versions": {"pocketvlm": __version__, "onnxruntime": onnxruntime.__version__},
         "kernels": {name: variant.stages[name].kernels for name in ("prefill", "decode")},

@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
 from pocketvlm.runtime.engines.protocol import Array, require_contiguous
+from pocketvlm.runtime.memory import drop_mapped_pages
 
 # What fails is raised; ONNX Runtime would print it, too, and a run that was cancelled as an error.
 _FATAL_ONLY = 4
@@ -48,7 +49,7 @@ _BAD_FILE = (
 
 
 class OnnxRuntimeEngine:
-    """Opens ONNX files; weights in external data are memory-mapped by ONNX Runtime.
+    """Opens ONNX files; weights in external data are memory-mapped by ONNX Runtime, and packed as its kernels want them.
 
     Options: "graph_optimization" (disabled, basic, extended, all) and the session configuration entries of
     `_CONFIG_ENTRIES`.
@@ -66,6 +67,7 @@ class OnnxRuntimeEngine:
             ) from error
         except (RuntimeError, MemoryError) as error:
             raise EnvironmentFault(f"{path.name}: ONNX Runtime failed to load it: {_first_line(error)}") from error
+        drop_mapped_pages(path.parent)
         return OnnxRuntimeSession(session, path.name)
 
 
@@ -172,6 +174,9 @@ def _session_options(options: Mapping[str, str], threads: int | None) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
     settings.inter_op_num_threads = 1
+    # ONNX Runtime plans memory by the shapes of the inputs. Chunks of one shape need more the deeper the cache, so that a
+    # plan fits none of them, and its blocks only add to the memory.
+    settings.enable_mem_pattern = False
     if threads is not None:
         settings.intra_op_num_threads = threads
     for key, value in options.items():

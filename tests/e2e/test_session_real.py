@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -216,6 +218,30 @@ def test_release_policies_drop_the_vision_graphs_and_change_no_token(
         assert answer(session, again) == fresh(bundle, again)
         assert open_graphs() == before + left
     assert open_graphs() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux and Android tell what is mapped")
+@pytest.mark.parametrize("name", ["paper", "fp32"])
+def test_an_opened_bundle_holds_no_page_of_its_weight_files(name: str, exported: Exported, ask: Messages) -> None:
+    bundle = exported(name)
+    expected = fresh(bundle, ask)
+    with VlmSession.open(bundle, threads=1) as session:
+        assert mapped_and_resident(bundle)[0] > 0
+        assert mapped_and_resident(bundle)[1] == 0
+        assert answer(session, ask) == expected
+
+
+def mapped_and_resident(folder: Path) -> tuple[int, int]:
+    """Kilobytes of the files below a folder that this process maps, and how many of them are in memory."""
+    mapped, resident, inside = 0, 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[0-9a-f]+-", line):
+            inside = str(folder) in line
+        elif inside and line.startswith("Size:"):
+            mapped += int(line.split()[1])
+        elif inside and line.startswith("Rss:"):
+            resident += int(line.split()[1])
+    return mapped, resident
 
 
 def test_two_sessions_side_by_side(exported: Exported, photograph: Path) -> None:
