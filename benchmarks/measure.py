@@ -246,7 +246,8 @@ def cell(summary: Summary | None) -> str:
         return ""
     if summary.minimum == summary.maximum:
         return number(summary.median)
-    return f"{number(summary.median)} ± {summary.sd:.2g} ({number(summary.minimum)})"
+    deviation = f"{summary.sd:.0f}" if summary.sd >= 10 else f"{summary.sd:.2g}"
+    return f"{number(summary.median)} ± {deviation} ({number(summary.minimum)})"
 
 
 def number(value: float) -> str:

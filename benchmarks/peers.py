@@ -25,8 +25,8 @@ from measure import (
     Case,
     MeasurementError,
     Summary,
+    cell,
     conditions,
-    figures_table,
     machine,
     number,
     others_share,
@@ -313,19 +313,23 @@ def _case(name: str, python: Path, runner: str, request: dict[str, Any]) -> Case
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as text."""
+    figures: Mapping[str, Mapping[str, Summary]] = report["figures"]
     ratios: Mapping[str, Mapping[str, Summary]] = report["ratios"]
-    rows = [
-        [f"{figure} ({'more' if more else 'less'} is better)", *(_ratio(ratios[peer][figure]) for peer in ratios)]
-        for figure, more in COMPARED.items()
-    ]
+    names = list(next(iter(figures.values())))
+    better = [f"{figure} ({'more' if more else 'less'} is better)" for figure, more in COMPARED.items()]
     lines = [
         "## Language model against peers",
         "",
         conditions(report),
         "",
-        figures_table(report["figures"]),
+        table(
+            ["median ± sd (min)", *names], [[name, *(cell(found[item]) for item in names)] for name, found in figures.items()]
+        ),
         "",
-        table(["of each turn: median (min to max)", *ratios], rows),
+        table(
+            ["ratio within each turn: median (min to max)", *better],
+            [[pair, *(_ratio(found[figure]) for figure in COMPARED)] for pair, found in ratios.items()],
+        ),
         "",
         "How each continues the prompt, to see that all of them compute the same model:",
         "",

@@ -131,6 +131,7 @@ def test_tables(measure: Any) -> None:
     assert measure.figures_table(figures) == (
         f"| median ± sd (min) | A | B |\n|---|---:|---:|\n| speed | 110 ± {deviation:.2g} (100) | 1234567 |\n| tiles | 9 |  |"
     )
+    assert measure.cell(measure.summarise([1000.0, 1500.0])) == "1250 ± 354 (1000)"
     assert json.loads(json.dumps(measure.to_json(figures)))["A"]["tiles"] == {
         "median": 9.0, "sd": 0.0, "minimum": 9.0, "maximum": 9.0, "count": 2
     }  # fmt: skip

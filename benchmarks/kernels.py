@@ -1,0 +1,121 @@
+"""Which kernels a decoder call spends its time in, read from ONNX Runtime's profiler.
+
+    python benchmarks/kernels.py build/bench/int8-prefill --tokens 128 --depth 768     a chunk of a prompt
+    python benchmarks/kernels.py build/bench/int8-cache --tokens 1 --depth 1536        one decoded token
+
+Inputs are random: only their sizes matter. The profiler itself costs about a microsecond per node, so the time of a call
+without it is printed, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from measure import table
+
+from pocketvlm.errors import PocketVLMError
+from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.kv_cache import KvCache
+from pocketvlm.runtime.manifest import VariantSpec
+
+WARM_UP = 3
+
+
+def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: int, runs: int) -> dict[str, Any]:
+    """Milliseconds of one call: median without the profiler, and by kernel with it.
+
+    Args:
+        path: the graph of `prefill` or `decode`.
+    """
+    stage = variant.stages["decode" if tokens == 1 else "prefill"]
+    width = next(tensor.shape[-1] for tensor in stage.inputs if tensor.name == "embeddings")
+    rng = np.random.default_rng(0)
+    cache = KvCache(variant.kv_cache)
+    arrays = {
+        "embeddings": rng.standard_normal((1, tokens, int(width)), dtype=np.float32),
+        "past_length": np.array([depth], np.int64),
+        **cache.past(),
+    }
+    for array in cache.past().values():
+        array[...] = rng.integers(-100, 100, array.shape)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+
+    def measure(options: onnxruntime.SessionOptions) -> tuple[list[float], Any]:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_mem_pattern = False
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for tensor in stage.outputs:
+            if tensor.name == "logits":
+                binding.bind_output(tensor.name)
+            else:
+                binding.bind_ortvalue_output(tensor.name, values[tensor.name.replace("present", "past")])
+        seconds = []
+        for _ in range(WARM_UP + runs):
+            start = time.perf_counter()
+            session.run_with_iobinding(binding)
+            seconds.append(time.perf_counter() - start)
+        return seconds[WARM_UP:], session
+
+    plain, _ = measure(onnxruntime.SessionOptions())
+    with tempfile.TemporaryDirectory() as scratch:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(scratch) / "trace")
+        profiled, session = measure(options)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["args"]["op_name"] != "If":
+            total = totals[event["args"]["op_name"]]
+            total[0] += event["dur"] / 1000 / (WARM_UP + runs)
+            total[1] += 1 / (WARM_UP + runs)
+    return {
+        "ms": statistics.median(plain) * 1000,
+        "ms_profiled": statistics.median(profiled) * 1000,
+        "kernels": {name: {"ms": ms, "nodes": round(nodes)} for name, (ms, nodes) in totals.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--tokens", type=int, default=128, help="positions of the call; 1 is a decoded token")
+    parser.add_argument("--depth", type=int, default=768, help="positions in the cache before it")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        bundle = Bundle.open(arguments.bundle)
+    except PocketVLMError as error:
+        raise SystemExit(f"error: {error}") from None
+    variant = bundle.variant()
+    capacity = variant.kv_cache.capacity
+    if arguments.tokens < 1 or arguments.depth < 0 or arguments.tokens + arguments.depth > capacity:
+        raise SystemExit(f"error: {arguments.depth} + {arguments.tokens} positions do not fit the bundle's {capacity}")
+    stage = variant.stages["decode" if arguments.tokens == 1 else "prefill"]
+    found = profile(
+        bundle.path(stage.file), variant, arguments.tokens, arguments.depth, arguments.threads, arguments.repetitions
+    )
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    print(f"{found['ms']:.2f} ms a call, {found['ms_profiled']:.2f} ms with the profiler\n")
+    kernels = sorted(found["kernels"].items(), key=lambda item: -item[1]["ms"])
+    print(table(["kernel", "ms", "nodes"], [[name, f"{item['ms']:.2f}", str(item["nodes"])] for name, item in kernels]))
+
+
+if __name__ == "__main__":
+    main()
