@@ -30,7 +30,7 @@ class OpenStages:
     def run(self, name: str, values: Array) -> Array:
         """Run a vision stage on `values` [n, ...] as the runtime does: in the variant's batches, the last one filled up.
 
-        The batches matter: INT8 activations share one range per call.
+        The batches matter: the last digits of INT8 activations depend on what else a call computes.
         """
         batch, stage, session = self.variant.vision_batch, self.variant.stages[name], self.sessions[name]
         parts = [run_stage(session, stage, values[start : start + batch]) for start in range(0, len(values), batch)]

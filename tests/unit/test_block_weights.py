@@ -81,7 +81,7 @@ def test_bias_is_added(tmp_path: Path) -> None:
     bias = torch.arange(8, dtype=torch.float32)
     x = np.zeros((2, 64), np.float32)
     for number, scheme in enumerate(
-        [Scheme("float32"), Scheme("dynamic_int8"), Scheme("blocks", lambda name: round_to_nearest(weight, 4, 32))]
+        [Scheme("float32"), Scheme("int8"), Scheme("blocks", lambda name: round_to_nearest(weight, 4, 32))]
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -89,11 +89,20 @@ def test_bias_is_added(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, np.tile(bias.numpy(), (2, 1)), atol=1e-5)
 
 
-def test_dynamic_int8_is_close_to_float(tmp_path: Path) -> None:
+def test_int8_is_close_to_float(tmp_path: Path) -> None:
     weight = random_weight(64, 128)
     x = np.random.default_rng(1).standard_normal((50, 128)).astype(np.float32)
-    got = run_linear(tmp_path, Scheme("dynamic_int8"), {"a.weight": weight}, x, ["a"])
+    got = run_linear(tmp_path, Scheme("int8"), {"a.weight": weight}, x, ["a"])
     exact = x @ weight.numpy().T
+    assert (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9995
+
+
+def test_a_large_activation_of_one_position_takes_no_precision_from_the_others(tmp_path: Path) -> None:
+    weight = random_weight(64, 128)
+    x = np.random.default_rng(1).standard_normal((50, 128)).astype(np.float32)
+    x[0, 5] = 500.0
+    got = run_linear(tmp_path, Scheme("int8"), {"a.weight": weight}, x, ["a"])[1:]
+    exact = x[1:] @ weight.numpy().T
     assert (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9995
 
 

@@ -1,7 +1,7 @@
 """Target `ort-cpu`: ONNX Runtime's CPU kernels, on a phone or on the host.
 
 Paper precision (BlueLM-V-3B, section 3.4, nearest that these kernels run): vision blocks and connector with INT8
-weights per output channel and activations quantized per call (DynamicQuantizeMatMul); decoder with INT4 blocks
+weights per output channel and activations quantized per position (DynamicQuantizeMatMul); decoder with INT4 blocks
 (MatMulNBits, INT8 activations inside the kernel); output projection and embedding table in 8-bit blocks; INT8 cache
 with one scale per channel. The patch convolution, the norms and the softmax stay in float32.
 """
@@ -69,7 +69,7 @@ class OrtCpu:
 
     def _vision(self, job: LowerJob) -> dict[str, StageSpec]:
         batch: int | str = job.recipe.vision_batch if job.recipe.fixed_vision_batch else "batch"
-        scheme = _FLOAT if job.recipe.precision == "fp32" else Scheme("dynamic_int8")
+        scheme = _FLOAT if job.recipe.precision == "fp32" else Scheme("int8")
         found = {}
         with TensorFile(job.folder / _VISION_DATA) as tensors:
             for stage in vision_stages(job.spec, batch):
@@ -107,7 +107,7 @@ class OrtCpu:
             found[stage.name] = self._save(job, graph, _LANGUAGE_DATA, (stage.input,), (stage.output,))
             found["prefill"] = found["decode"] = self._decoder(job, tensors, "decoder", body, head, cache)
             if body.kind == "blocks" and job.recipe.prefill_weights == "int8":
-                chunks = Scheme("row_int8", body.quantize)
+                chunks = Scheme("int8", body.quantize)
                 found["prefill"] = self._decoder(job, tensors, "prefill", chunks, None, cache)
             job.progress.advance(1)
         return found

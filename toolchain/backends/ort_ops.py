@@ -14,7 +14,6 @@ from pocketvlm.toolchain.backends.onnx_graph import MICROSOFT, GraphWriter
 from pocketvlm.toolchain.quantize.block import BlockWeights, concatenate, per_channel_int8
 
 Weights = Callable[[str], Tensor]
-Int8Weights = tuple[NDArray[np.int8], NDArray[np.float32]]
 Quantize = Callable[[str], BlockWeights]
 
 
@@ -23,10 +22,9 @@ class Scheme:
     """How linear layers are stored and computed.
 
     Attributes:
-        kind: "float32"; "dynamic_int8" (INT8 weights per output channel, activations quantized per call); "blocks" (4- or
-            8-bit blocks from `quantize`, activations quantized to INT8 inside the kernel); or "row_int8" (the values of
-            those blocks rounded to INT8 per output channel, activations quantized per position).
-        quantize: canonical prefix -> block weights, for "blocks" and "row_int8".
+        kind: "float32"; "int8" (INT8 weights per output channel, activations quantized per position); or "blocks" (4- or
+            8-bit blocks from `quantize`, activations quantized to INT8 inside the kernel).
+        quantize: canonical prefix -> block weights, for "blocks"; with "int8" their values instead of the checkpoint's.
     """
 
     kind: str
@@ -54,10 +52,8 @@ class OrtOps:
     def _fused_linear(self, x: str, names: Sequence[str], *, bias: bool) -> tuple[str, list[int]]:
         """All layers in one product, and the number of outputs of each."""
         offset = self._bias(names) if bias else None
-        if self.scheme.kind == "dynamic_int8":
-            return self._dynamic_int8(x, [per_channel_int8(self.weights(f"{name}.weight")) for name in names], names, offset)
-        if self.scheme.kind == "row_int8":
-            return self._row_int8(x, names, offset)
+        if self.scheme.kind == "int8":
+            return self._int8(x, names, offset)
         if self.scheme.kind == "blocks":
             return self._blocks(x, names, offset)
         label = "+".join(names)
@@ -73,26 +69,28 @@ class OrtOps:
         stacked: NDArray[np.float32] = np.concatenate([self.weights(f"{name}.bias").numpy() for name in names])
         return self.graph.weight(f"{'+'.join(names)}.bias", stacked)
 
-    def _row_int8(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
-        """Each position is scaled to -1..1 first, so that the kernel's one range for all fits every one of them."""
-        assert self.scheme.quantize is not None
-        parts = [per_channel_int8(torch.from_numpy(self.scheme.quantize(name).dequantize())) for name in names]
-        graph = self.graph
+    def _int8(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
+        """DynamicQuantizeMatMul knows one range for all positions of a call.
+
+        So each position is scaled to -1..1 first: a large activation in one takes no precision from the others, in other
+        tiles of a batch among them.
+        """
+        graph, label = self.graph, "+".join(names)
+        parts = [per_channel_int8(self._matrix(name)) for name in names]
+        codes = graph.weight(f"{label}.int8", np.concatenate([part[0] for part in parts], 1))
+        scales = graph.weight(f"{label}.int8_scales", np.concatenate([part[1] for part in parts]))
         largest = graph.node("ReduceMax", [graph.node("Abs", [x]), graph.integers(-1)], keepdims=1)
         largest = graph.node("Max", [largest, graph.constant(np.array(1e-20, np.float32))])
-        product, sizes = self._dynamic_int8(graph.node("Div", [x, largest]), parts, names, None)
+        scaled = graph.node("Div", [x, largest])
+        product = graph.node("DynamicQuantizeMatMul", [scaled, codes, scales], domain=MICROSOFT)
         result = graph.node("Mul", [product, largest])
-        return result if offset is None else graph.node("Add", [result, offset]), sizes
+        return result if offset is None else graph.node("Add", [result, offset]), [len(part[1]) for part in parts]
 
-    def _dynamic_int8(
-        self, x: str, parts: Sequence[Int8Weights], names: Sequence[str], offset: str | None
-    ) -> tuple[str, list[int]]:
-        label = "+".join(names)
-        codes = self.graph.weight(f"{label}.int8", np.concatenate([part[0] for part in parts], 1))
-        scales = self.graph.weight(f"{label}.int8_scales", np.concatenate([part[1] for part in parts]))
-        inputs = [x, codes, scales, ""] + ([offset] if offset else [])
-        result = self.graph.node("DynamicQuantizeMatMul", inputs if offset else inputs[:3], domain=MICROSOFT)
-        return result, [len(part[1]) for part in parts]
+    def _matrix(self, name: str) -> Tensor:
+        """The weights float32 [out, in] that "int8" rounds."""
+        if self.scheme.quantize is None:
+            return self.weights(f"{name}.weight")
+        return torch.from_numpy(self.scheme.quantize(name).dequantize())
 
     def _blocks(self, x: str, names: Sequence[str], offset: str | None) -> tuple[str, list[int]]:
         assert self.scheme.quantize is not None
