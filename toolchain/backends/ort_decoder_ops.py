@@ -115,20 +115,27 @@ class OrtDecoderOps(OrtOps):
         total_int32 = graph.node("Cast", [graph.node("Squeeze", [total, zero])], to=TensorProto.INT32)
         last_int32 = graph.node("Cast", [graph.node("Sub", [total, one])], to=TensorProto.INT32)
         is_token = graph.node("Squeeze", [graph.node("Equal", [length, one]), zero])
-        mask = "" if self._scales is None else self._mask(length, total)
+        mask = "" if self._scales is None else self._mask(length, total, is_token)
         return _Lengths("past_length", length, total, total_int32, last_int32, is_token, mask)
 
-    def _mask(self, length: str, total: str) -> str:
-        """Causal mask float32 [L, past + L], added to the scores of a chunk."""
+    def _mask(self, length: str, total: str, is_token: str) -> str:
+        """Causal mask float32 [L, past + L], added to the scores of a chunk; a single token needs none."""
         graph = self.graph
-        start, step = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
-        axis = graph.integers(0)
-        rows = graph.node("Range", [start, graph.node("Squeeze", [length, axis]), step])
-        rows = graph.node("Unsqueeze", [graph.node("Add", [rows, "past_length"]), graph.integers(1)])
-        columns = graph.node("Range", [start, graph.node("Squeeze", [total, axis]), step])
-        seen = graph.node("LessOrEqual", [columns, rows])
-        values = [graph.constant(np.array(value, np.float32)) for value in (0.0, _MASKED)]
-        return graph.node("Where", [seen, *values])
+        with graph.subgraph() as token:
+            unused = graph.node("Identity", [graph.constant(np.zeros((1, 1), np.float32))])
+        with graph.subgraph() as chunk:
+            start, step = graph.constant(np.array(0, np.int64)), graph.constant(np.array(1, np.int64))
+            axis = graph.integers(0)
+            rows = graph.node("Range", [start, graph.node("Squeeze", [length, axis]), step])
+            rows = graph.node("Unsqueeze", [graph.node("Add", [rows, "past_length"]), graph.integers(1)])
+            columns = graph.node("Range", [start, graph.node("Squeeze", [total, axis]), step])
+            seen = graph.node("LessOrEqual", [columns, rows])
+            mask = graph.node("Where", [seen, *(graph.constant(np.array(value, np.float32)) for value in (0.0, _MASKED))])
+        bodies = {
+            "then_branch": token.body("token_mask", [(unused, TensorProto.FLOAT)]),
+            "else_branch": chunk.body("chunk_mask", [(mask, TensorProto.FLOAT)]),
+        }
+        return graph.node("If", [is_token], **bodies)
 
     def _rotate(self, x: str, lengths: _Lengths, heads: int) -> str:
         graph = self.graph
