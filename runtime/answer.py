@@ -32,6 +32,7 @@ class Workshop:
 
     Attributes:
         encode: starts the encoding of an image source.
+        preprocessing: of this session, as in `EncodedImage.preprocessing`.
         image_token_id: what the repetition penalty sees of an image, as in transformers.
         max_length: most positions of the KV cache that prompt and answer may take.
         figures: the session's part of the metrics.
@@ -42,6 +43,7 @@ class Workshop:
     prompt: PromptBuilder
     tokenizer: Tokenizer
     encode: Callable[[Any], EncodedImage]
+    preprocessing: str
     stop_token_ids: frozenset[int]
     image_token_id: int
     max_length: int
@@ -97,6 +99,7 @@ class Answer:
         Raises:
             ContextLengthError: the prompt does not fit; nothing of it has been computed.
             PromptError, ImageError: the messages or an image cannot be used.
+            UsageError: an image was encoded with another bundle.
             Cancelled: an image was cancelled by its owner.
         """
         try:
@@ -117,6 +120,8 @@ class Answer:
                 if not isinstance(source, EncodedImage):
                     source = workshop.encode(source)
                     own.append(source)
+                elif source.preprocessing != workshop.preprocessing:
+                    raise UsageError("an image was encoded by a session of another bundle", "encode it with this session")
                 self._images.append(source)
                 source.add_listener(self._wake.set)
             self._images_were_done = all(image.done for image in self._images)
@@ -231,7 +236,7 @@ class Answer:
         overhead = self._decoding.seconds - self._decode_engine_seconds
         return Metrics(
             load_ms=figures.load_ms,
-            vision_ms=sum(image.vision_ms for image in self._images),
+            vision_ms=sum(image.charge() for image in self._images),
             tiles=sum(plan.encoded_tiles for plan in self.tile_plans),
             image_tokens=sum(plan.image_tokens for plan in self.tile_plans),
             image_was_cached=bool(self._images) and (self._images_were_done or all(image.was_cached for image in self._images)),

@@ -90,6 +90,7 @@ class ChatStream:
         Raises:
             ContextLengthError: the prompt does not fit; nothing of it has been computed.
             PromptError, ImageError: the messages or an image cannot be used.
+            UsageError: an image was encoded with another bundle.
             Cancelled: an image of the prompt was cancelled by its owner.
         """
         try:

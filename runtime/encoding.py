@@ -36,8 +36,9 @@ PRESSURE_SHARE = 0.15
 class EncodedImage:
     """An image on its way to visual tokens. Made by `VlmSession.encode`; may be used in any number of messages."""
 
-    def __init__(self, stop_runs: Callable[[EncodedImage], None]) -> None:
+    def __init__(self, stop_runs: Callable[[EncodedImage], None], preprocessing: str) -> None:
         self._stop_runs = stop_runs
+        self._charged = False
         self._changed = threading.Condition()
         self._cancelled = False
         self._done = False
@@ -46,6 +47,7 @@ class EncodedImage:
         self._tokens: NDArray[np.float32] | None = None
         self._listeners: list[Callable[[], None]] = []
         self.key = ""
+        self.preprocessing = preprocessing
         self.was_cached = False
         self.vision_ms = 0.0
 
@@ -98,6 +100,11 @@ class EncodedImage:
                 return
             self._cancelled = True
         self._stop_runs(self)
+
+    def charge(self) -> float:
+        """Milliseconds that the encoding took, to the first answer that asks; 0 to those after it."""
+        charged, self._charged = self._charged, True
+        return 0.0 if charged else self.vision_ms
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` from now on whenever the plan becomes known and when the work ends."""
@@ -179,7 +186,8 @@ class ImageEncoder:
         self._policy = policy
         self._trace = trace
         self._newline = _read_newline(bundle)
-        self._preprocessing = _preprocessing_hash(bundle, variant)
+        # Of everything but the picture that shapes its tokens: the rules and the vision stages.
+        self.preprocessing = _preprocessing_hash(bundle, variant)
         self._cache = ImageCache(cache_bytes)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vision")
         self._lock = threading.Lock()
@@ -199,7 +207,7 @@ class ImageEncoder:
             raise ImageError(
                 f"an image cannot be read from {type(source).__name__}", "pass a path, bytes, a Pillow image or an array"
             )
-        image = EncodedImage(self._stop_runs)
+        image = EncodedImage(self._stop_runs, self.preprocessing)
         with self._lock:
             if self._closed:
                 raise UsageError("the session is closed", "open it again")
@@ -270,7 +278,7 @@ class ImageEncoder:
         with self._trace.span("open image"):
             picture = load_image(source, manifest.image)
             plan = plan_tiles(picture.width, picture.height, manifest.tiling, manifest.image_tokens)
-            key = hashlib.sha256(f"{self._preprocessing}:{image_digest(picture)}".encode()).hexdigest()
+            key = hashlib.sha256(f"{self.preprocessing}:{image_digest(picture)}".encode()).hexdigest()
         image._set_plan(key, plan)
         cached = self._cache.get(key)
         if cached is not None:

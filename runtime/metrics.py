@@ -19,7 +19,7 @@ class Metrics:
     Attributes:
         load_ms: opening the bundle: checking, loading graphs and tokenizer.
         vision_ms: sum over the images of the time from picking the image up to its visual tokens; 0 for images whose
-            tokens came from the image cache.
+            tokens came from the image cache, or that an earlier answer has counted.
         tiles: tiles of all images, thumbnails included.
         image_tokens: visual tokens of all images.
         image_was_cached: the images' tokens were at hand when the question came (False without images).

@@ -101,6 +101,7 @@ class VlmSession:
             prompt=prompt,
             tokenizer=tokenizer,
             encode=self._encoder.encode,
+            preprocessing=self._encoder.preprocessing,
             stop_token_ids=frozenset(manifest.tokenizer.stop_token_ids),
             image_token_id=manifest.tokenizer.image_token_id,
             max_length=min(decoder.capacity, max_length or decoder.capacity),
@@ -265,7 +266,11 @@ class VlmSession:
 
 
 class _Sessions:
-    """Opens stages; those of the decoder once per file."""
+    """Opens stages; those of the decoder once per file.
+
+    Vision stages are opened again after a release. Their files must be those that were verified when the bundle was opened:
+    an export may have put another bundle in its place.
+    """
 
     def __init__(self, bundle: Bundle, variant: VariantSpec, threads: int | None) -> None:
         self._bundle = bundle
@@ -273,10 +278,26 @@ class _Sessions:
         self._threads = threads
         self._engine = load_engine(variant.engine)
         self._shared: dict[Path, EngineSession] = {}
+        self._verified = {stage: self._files_of(stage) for stage in variant.stages}
 
     def open(self, stage: str, threads: int | None) -> EngineSession:
+        """Open one stage.
+
+        Raises:
+            BundleError: its files are no longer those of the opened bundle, or cannot be loaded.
+            EnvironmentFault: the engine fails.
+        """
+        if self._files_of(stage) != self._verified[stage]:
+            raise BundleError(
+                f"{self._bundle.directory}: replaced or changed since it was opened", "close the session and open it again"
+            )
         path = self._bundle.path(self._variant.stages[stage].file)
         return self._engine.open(path, self._variant.engine_options, threads)
+
+    def _files_of(self, stage: str) -> list[tuple[int, int, int, int] | None]:
+        """What tells each file of a stage from any other that may stand in its place."""
+        spec = self._variant.stages[stage]
+        return [_identity(self._bundle.path(name)) for name in (spec.file, *spec.external_data)]
 
     def shared(self, stage: str) -> EngineSession:
         path = self._bundle.path(self._variant.stages[stage].file)
@@ -289,6 +310,14 @@ class _Sessions:
         for session in self._shared.values():
             session.close()
         self._shared.clear()
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_options(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.errors import BundleError, Cancelled, UsageError
 from pocketvlm.runtime import VlmSession, encoding
 from pocketvlm.runtime.decoder import Decoder
 from pocketvlm.runtime.image import load_image, make_tiles
@@ -80,19 +81,23 @@ def test_turns_reuse_the_cache_and_give_the_tokens_of_a_fresh_session(
 ) -> None:
     bundle = exported(precision)
     messages: Messages = []
-    known = 0
+    known = compared = 0
     with VlmSession.open(bundle, threads=1) as session:
         for number, turn in enumerate(TURNS):
             messages.append(question(turn, *([photograph] if number == 0 else [])))
+            leads.clear()
             with session.chat(messages, max_new_tokens=12) as stream:
                 text = "".join(stream)
-                assert stream.token_ids == fresh(bundle, messages, 12), f"turn {number}"
+                # From the first near tie on, either token is right, and what follows hangs on it.
+                certain = next((i for i, lead in enumerate(leads) if lead <= LEAD[precision]), len(leads))
+                assert stream.token_ids[:certain] == fresh(bundle, messages, 12)[:certain], f"turn {number}"
+                compared += certain
                 reused = stream.metrics.kv_prefix_reused
                 # At least the prompt before; the answer after it may be cut into other tokens than were generated.
                 assert reused >= known
                 known = stream.metrics.prompt_tokens
             messages.append({"role": "assistant", "content": text})
-    assert min(leads) > LEAD[precision]
+    assert compared >= 12
 
 
 def test_another_question_about_the_same_image_reuses_the_image(exported: Exported, photograph: Path) -> None:
@@ -244,6 +249,34 @@ def mapped_and_resident(folder: Path) -> tuple[int, int]:
     return mapped, resident
 
 
+def test_vision_stages_of_another_bundle_in_its_place_are_not_loaded(
+    exported: Exported, photograph: Path, ask: Messages, tmp_path: Path
+) -> None:
+    place, other = tmp_path / "bundle", tmp_path / "other"
+    shutil.copytree(exported("paper"), place)
+    shutil.copytree(exported("paper"), other)
+    mirrored = Image.open(photograph).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    with VlmSession.open(place, threads=1, release="after_encode") as session:
+        answer(session, ask)
+        place.rename(tmp_path / "old")
+        other.rename(place)
+        with pytest.raises(BundleError, match="replaced or changed since it was opened"):
+            answer(session, [question("What is in this picture?", mirrored)])
+    with VlmSession.open(place, threads=1) as session:
+        assert answer(session, ask)
+
+
+def test_an_image_of_another_bundles_session_is_refused(exported: Exported, photograph: Path) -> None:
+    with VlmSession.open(exported("fp32"), threads=1) as one, VlmSession.open(exported("paper"), threads=1) as other:
+        image = one.encode(photograph)
+        messages = [question("What is in this picture?", image)]
+        with pytest.raises(UsageError, match="encoded by a session of another bundle"):
+            answer(other, messages)
+        expected = answer(one, messages)
+    with VlmSession.open(exported("fp32"), threads=1) as session:
+        assert answer(session, messages) == expected
+
+
 def test_two_sessions_side_by_side(exported: Exported, photograph: Path) -> None:
     asked = [[question(text, photograph)] for text in TURNS] + [[question(text)] for text in TURNS]
     bundles = [exported("paper"), exported("fp32")]
@@ -288,14 +321,16 @@ def test_int8_prefill_is_the_same_function_but_for_rounding(exported: Exported) 
     assert variants[1].stages["decode"].kernels["MatMulNBits"] == 4 * layers + 1
     ids = [(7 * number + 3) % 300 + 4 for number in range(200)]
     found = []
-    for bundle, variant in zip(bundles, variants, strict=True):
+    for bundle in [*bundles, exported("fp32")]:
+        variant = parse_manifest((bundle / "manifest.json").read_text(encoding="utf-8")).variants[0]
         with open_stages(variant, bundle, threads=1) as stages:
             decoder = stages.decoder
             prefilled = decoder.prefill(decoder.embed(ids)).copy()
             found.append((prefilled, decoder.step(5).copy()))
-    for blocks, rows in zip(*found, strict=True):
+    for blocks, rows, exact in zip(*found, strict=True):
         assert not np.array_equal(blocks, rows)
-        assert float(np.linalg.norm(rows - blocks) / np.linalg.norm(blocks)) < 0.1
+        # A random model makes much of little: what INT4 did to it is the measure.
+        assert np.linalg.norm(rows - blocks) < 0.5 * np.linalg.norm(blocks - exact)
 
 
 def test_int8_batches_stay_close(exported: Exported, photograph: Path) -> None:

@@ -158,8 +158,12 @@ def test_metrics_tell_a_cold_image_from_one_at_hand(open_session: Open) -> None:
     warm = session.chat([user(ready, "w9")])
     list(warm)
     assert [stream.metrics.image_was_cached for stream in (cold, known, text, warm)] == [False, True, False, True]
+    again = session.chat([user(ready, "w9")])
+    list(again)
     assert cold.metrics.vision_ms > 0
     assert known.metrics.vision_ms == 0
+    # The time of an encoding is counted in the first answer that uses it.
+    assert (warm.metrics.vision_ms, again.metrics.vision_ms) == (ready.vision_ms, 0)
 
 
 def test_metrics_of_an_answer(open_session: Open) -> None:
