@@ -15,7 +15,7 @@ import weakref
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
@@ -239,6 +239,9 @@ def _check_entries(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
     names = [entry.filename for entry in entries]
     if len(names) > _MAX_ENTRIES or len(set(names)) != len(names):
         raise BundleError(f"{archive}: too many or repeated entries", "it is not one of ours")
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    if not folders.isdisjoint(names):
+        raise BundleError(f"{archive}: {min(folders.intersection(names))} is a file and a folder", "it is not one of ours")
     for entry in entries:
         check_relative_path(entry.filename)
         kind = stat.S_IFMT(entry.external_attr >> 16)

@@ -186,6 +186,8 @@ def _read_yaml(path: Path) -> Any:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"{path}: not a file", "give a recipe such as those in export_configs/")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_RECIPE_BYTES + 1)

@@ -27,6 +27,8 @@ def load_task(path: Path) -> tuple[TaskQuestion, ...]:
     Raises:
         RecipeError: it cannot be read, has another form, holds no question, or names an image that is not there.
     """
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"task {path}: not a file", "check the path")
     try:
         with path.open("rb") as file:
             content = file.read(MAX_TASK_BYTES + 1)

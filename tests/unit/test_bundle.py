@@ -213,13 +213,23 @@ def hostile_zip(path: Path, kind: str) -> Path:
             entry = zipfile.ZipInfo("link")
             entry.external_attr = (stat.S_IFLNK | 0o777) << 16
             packed.writestr(entry, "/etc/passwd")
+        elif kind == "both":
+            packed.writestr("a", "x")
+            packed.writestr("a/b", "x")
         else:
             packed.writestr("bomb", b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)
     return path
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("up", "unsafe"), ("absolute", "unsafe"), ("link", "link or special"), ("bomb", "compressed")]
+    ("kind", "message"),
+    [
+        ("up", "unsafe"),
+        ("absolute", "unsafe"),
+        ("link", "link or special"),
+        ("both", "a is a file and a folder"),
+        ("bomb", "compressed"),
+    ],
 )
 def test_a_hostile_zip_writes_nothing(tmp_path: Path, temporary: Path, kind: str, message: str) -> None:
     with pytest.raises(BundleError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +134,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match="not UTF-8"):
         load_recipe(tmp_path / "binary.yaml")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(RecipeError, match="not a file"):
+        load_recipe(tmp_path / "pipe.yaml")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "export_configs").glob("*.yaml")), ids=lambda path: path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,6 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -
         load_task(tmp_path / "task.json")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_task(tmp_path / "absent.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(RecipeError, match="not a file"):
+        load_task(tmp_path / "pipe.json")
