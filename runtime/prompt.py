@@ -60,11 +60,6 @@ class PromptTokens:
 
     parts: tuple[tuple[int, ...] | ImageSlot, ...]
 
-    @property
-    def image_count(self) -> int:
-        """Number of image slots."""
-        return sum(isinstance(part, ImageSlot) for part in self.parts)
-
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
@@ -27,7 +28,8 @@ class Trace:
         self.enabled = enabled
         self._start = time.perf_counter_ns()
         self._events: list[dict[str, Any]] = []
-        self._threads: dict[int, str] = {}
+        self._threads: dict[tuple[int, str], int] = {}
+        self._rows = itertools.count(1)
 
     def span(self, name: str, **arguments: Any) -> AbstractContextManager[None]:
         """A context manager that records how long its body ran; `arguments` (JSON values) are shown with it."""
@@ -42,8 +44,8 @@ class Trace:
         """The trace in Chrome's object format, process and thread names included."""
         process = os.getpid()
         names = [{"name": "process_name", "ph": "M", "pid": process, "tid": 0, "args": {"name": "pocketvlm"}}]
-        for thread, name in list(self._threads.items()):
-            names.append({"name": "thread_name", "ph": "M", "pid": process, "tid": thread, "args": {"name": name}})
+        for (_, name), row in list(self._threads.items()):
+            names.append({"name": "thread_name", "ph": "M", "pid": process, "tid": row, "args": {"name": name}})
         return {"traceEvents": names + self.events, "displayTimeUnit": "ms"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -60,9 +62,11 @@ class Trace:
             ) from error
 
     def _record(self, name: str, start: int, end: int, arguments: dict[str, Any]) -> None:
-        thread = threading.get_ident()
-        if thread not in self._threads:
-            self._threads[thread] = threading.current_thread().name
+        # The system gives the id of a thread that has ended to another one; the row is the thread's own.
+        key = (threading.get_ident(), threading.current_thread().name)
+        row = self._threads.get(key)
+        if row is None:
+            row = self._threads[key] = next(self._rows)
         # list.append is atomic, so no lock is needed here.
         self._events.append(
             {
@@ -71,7 +75,7 @@ class Trace:
                 "ts": (start - self._start) / 1000,
                 "dur": (end - start) / 1000,
                 "pid": os.getpid(),
-                "tid": thread,
+                "tid": row,
                 "args": arguments,
             }
         )

@@ -43,6 +43,23 @@ def test_saved_file_is_chrome_trace_json_with_thread_names(tmp_path: Path) -> No
         assert {"name", "ph", "ts", "dur", "pid", "tid", "args"} <= span.keys()
 
 
+def test_a_thread_that_gets_the_id_of_an_ended_one_has_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = Trace()
+    monkeypatch.setattr(threading, "get_ident", lambda: 7)
+
+    def work() -> None:
+        with trace.span("work"):
+            pass
+
+    for name in ("first", "second", "second"):
+        thread = threading.Thread(target=work, name=name)
+        thread.start()
+        thread.join()
+    names = {e["tid"]: e["args"]["name"] for e in trace.to_json()["traceEvents"] if e["name"] == "thread_name"}
+    assert [names[event["tid"]] for event in trace.events] == ["first", "second", "second"]
+    assert sorted(names.values()) == ["first", "second"]
+
+
 def test_no_span_of_many_threads_is_lost() -> None:
     trace = Trace()
 
