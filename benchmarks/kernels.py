@@ -4,7 +4,8 @@
     python benchmarks/kernels.py build/bench/int8-cache --tokens 1 --depth 1536        one decoded token
 
 Inputs are random: only their sizes matter. The profiler itself costs about a microsecond per node, so the time of a call
-without it is printed, too.
+without it is printed, too. A call has to read all weights of the graph, here counted as the bundle stores them, and the
+cache up to the depth; bytes and time together say how near it is to what the machine's memory gives.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from measure import table
 
@@ -52,6 +54,8 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
     def measure(options: onnxruntime.SessionOptions) -> tuple[list[float], Any]:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.enable_mem_pattern = False
+        for key, value in variant.engine_options.items():
+            options.add_session_config_entry(key, value)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         for name, value in values.items():
@@ -81,11 +85,25 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
             total = totals[event["args"]["op_name"]]
             total[0] += event["dur"] / 1000 / (WARM_UP + runs)
             total[1] += 1 / (WARM_UP + runs)
+    megabytes = (_weight_bytes(path) + cache.nbytes * depth // variant.kv_cache.capacity) / 1e6
     return {
         "ms": statistics.median(plain) * 1000,
+        "read_mb": megabytes,
+        "read_gb_s": megabytes / 1000 / statistics.median(plain),
         "ms_profiled": statistics.median(profiled) * 1000,
         "kernels": {name: {"ms": ms, "nodes": round(nodes)} for name, (ms, nodes) in totals.items()},
     }
+
+
+def _weight_bytes(path: Path) -> int:
+    """Bytes of a graph's parameters, the rotary tables aside, of which a call reads a few rows."""
+    graph = onnx.load(path, load_external_data=False).graph
+    found = 0
+    for tensor in graph.initializer:
+        if not tensor.name.startswith("rotary."):
+            external = {entry.key: entry.value for entry in tensor.external_data}
+            found += int(external["length"]) if external else len(tensor.raw_data)
+    return found
 
 
 def main() -> None:
@@ -103,6 +121,10 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from None
     variant = bundle.variant()
     capacity = variant.kv_cache.capacity
+    if variant.engine != "onnxruntime" or variant.kv_cache.protocol != "in_place":
+        raise SystemExit("error: only variants for ONNX Runtime with a cache that is written in place can be profiled")
+    if min(arguments.threads, arguments.repetitions) < 1:
+        raise SystemExit("error: --threads and --repetitions must be 1 or more")
     if arguments.tokens < 1 or arguments.depth < 0 or arguments.tokens + arguments.depth > capacity:
         raise SystemExit(f"error: {arguments.depth} + {arguments.tokens} positions do not fit the bundle's {capacity}")
     stage = variant.stages["decode" if arguments.tokens == 1 else "prefill"]
@@ -112,7 +134,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
-    print(f"{found['ms']:.2f} ms a call, {found['ms_profiled']:.2f} ms with the profiler\n")
+    print(f"{found['ms']:.2f} ms a call, {found['ms_profiled']:.2f} ms with the profiler")
+    print(f"{found['read_mb']:.1f} MB of weights and cache to read, {found['read_gb_s']:.1f} GB/s\n")
     kernels = sorted(found["kernels"].items(), key=lambda item: -item[1]["ms"])
     print(table(["kernel", "ms", "nodes"], [[name, f"{item['ms']:.2f}", str(item["nodes"])] for name, item in kernels]))
 

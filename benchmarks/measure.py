@@ -176,8 +176,8 @@ def _others_share(before: _ProcessorSeconds | None, after: _ProcessorSeconds | N
     return max(0.0, others / (after.total - before.total))
 
 
-def others_share(groups: Sequence[Mapping[str, Sequence[Sample]]]) -> float | None:
-    """The median share of the machine that others took, over all samples that know it."""
+def others_share(groups: Sequence[Mapping[str, Sequence[Sample]]]) -> Summary | None:
+    """The share of the machine that others took, over all samples that know it; None if none does."""
     known = [
         sample.others_share
         for group in groups
@@ -185,13 +185,13 @@ def others_share(groups: Sequence[Mapping[str, Sequence[Sample]]]) -> float | No
         for sample in samples
         if sample.others_share is not None
     ]
-    return statistics.median(known) if known else None
+    return summarise(known) if known else None
 
 
 def is_quiet(report: Mapping[str, Any]) -> bool:
     """Whether other work took so little of the machine that a report's figures mean something; True where not known."""
     share = report["others_share"]
-    return share is None or share <= BUSY_SHARE
+    return share is None or share.median <= BUSY_SHARE
 
 
 def prose() -> str:
@@ -278,7 +278,9 @@ def conditions(report: Mapping[str, Any]) -> str:
         "- settings: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["settings"].items()),
         *(f"- {line}" for line in report["excluded"]),
     ]
+    share = report["others_share"]
+    if share is not None:
+        lines.append(f"- other work took {share.median:.1%} of the processors in the median, at most {share.maximum:.1%}")
     if not is_quiet(report):
-        share = report["others_share"]
-        lines.append(f"- **not quiet**: other work took {share:.0%} of the processors; these figures are not comparable")
+        lines.append("- **not quiet**: these figures are not comparable")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ def test_gptq_and_the_int8_cache_cost_a_real_model_little(tmp_path: Path) -> Non
     subprocess.run([sys.executable, str(BENCHMARKS / "checkpoints" / "smollm2_llava.py"), str(checkpoint)], check=True)
     command = [sys.executable, str(BENCHMARKS / "quality.py"), str(checkpoint), "--work", str(tmp_path / "work"), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout)
     found = json.loads(done.stdout)
     assert (found["missed"], done.returncode) == ([], 0)
     rows = found["rows"]
@@ -33,7 +34,9 @@ def test_gptq_and_the_int8_cache_cost_a_real_model_little(tmp_path: Path) -> Non
 def test_a_3b_model_of_full_size_exports_and_answers(tmp_path: Path) -> None:
     """BlueLM-V-3B's sizes with random weights; needs 12 GB of disk and 20 GB of memory."""
     command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--build", str(tmp_path), "--json"]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout)
+    found = json.loads(done.stdout)
     assert found["plan"] == {"grid": [2, 4], "tiles": 8, "thumbnail": True, "image_tokens": 9 * 196}
     # Never two copies of the model in float32, nor one: three billion parameters are 12 GB in float32.
     assert found["export_peak_gb"] < 12
