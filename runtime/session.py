@@ -37,6 +37,7 @@ from pocketvlm.runtime.trace import Trace
 from pocketvlm.runtime.vision import VisionEncoder
 
 DEFAULT_IMAGE_CACHE_MB = 64
+MOST_THREADS_PER_PROCESSOR = 4
 
 __all__ = ["ChatStream", "EncodedImage", "VlmSession"]
 
@@ -86,6 +87,7 @@ class VlmSession:
         self._sessions = sessions
         with self._trace.span("load"):
             tokenizer = Tokenizer.open(bundle.path(manifest.tokenizer.file))
+            _check_image_token(manifest, tokenizer)
             prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.add_special_tokens)
             try:
                 decoder = Decoder(variant, {name: sessions.shared(name) for name in decoder_module.STAGES}, self._trace)
@@ -320,12 +322,25 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _check_image_token(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    token, wanted = manifest.prompt.image_token, manifest.tokenizer.image_token_id
+    found = tokenizer.token_id(token)
+    if found != wanted:
+        raise BundleError(
+            f"manifest.json: image_token_id is {wanted}, the tokenizer's id of {token!r} is {found}",
+            "export the checkpoint again",
+        )
+
+
 def _check_options(
     variant: VariantSpec, threads: int | None, vision_batch: int | None, release: str, max_length: int | None
 ) -> None:
     for name, value in (("threads", threads), ("vision_batch", vision_batch), ("max_length", max_length)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}", "it must be 1 or more")
+    most = MOST_THREADS_PER_PROCESSOR * (os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise UsageError(f"threads is {threads}", f"it must be at most {most} on this machine of {os.cpu_count()} processors")
     if release not in get_args(ReleasePolicy):
         raise UsageError(f"release is {release!r}", f"it must be one of {', '.join(get_args(ReleasePolicy))}")
     for stage in (*vision_module.STAGES, *decoder_module.STAGES):

@@ -6,6 +6,7 @@ reader of our output has gone (what a shell reports for SIGPIPE). The commands a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -69,9 +70,15 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     code, exit_code, message, hint = _describe(error)
-    if as_json:
-        sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False) + "\n")
+    try:
+        if as_json:
+            sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # That the output takes no more is the very error that is reported here.
+        _discard_output()
     sys.stderr.write(_one_line(f"error: {message}" + (f" ({hint})" if hint else "")) + "\n")
     sys.stderr.flush()
     return exit_code
@@ -94,6 +101,8 @@ def _translate(error: BaseException) -> BaseException:
         return Cancelled("interrupted")
     if isinstance(error, MemoryError):
         return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return EnvironmentFault(f"{error.filename or 'output'}: no space left on the device", "free some space")
     if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename:
         return EnvironmentFault(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pocketvlm"):
@@ -116,11 +125,17 @@ def _one_line(text: str) -> str:
 
 
 def _leave_quietly() -> int:
-    """Nobody reads us any more; keep Python from saying so when it flushes at exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Nobody reads us any more."""
+    _discard_output()
     return _READER_GONE
+
+
+def _discard_output() -> None:
+    """Keep Python from saying that the output takes no more when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def load_engine(name: str) -> Engine:
         EnvironmentFault: its package is not installed here.
     """
     if name not in ENGINES:
-        raise BundleError(f"engine {name!r} is not known; there are {', '.join(sorted(ENGINES))}", "update PocketVLM")
+        raise BundleError(f"engine {name!r} is not known", "update PocketVLM")
     module, attribute = ENGINES[name].split(":")
     try:
         engine: Engine = getattr(importlib.import_module(module), attribute)()

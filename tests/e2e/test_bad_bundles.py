@@ -169,6 +169,8 @@ TAMPERED: dict[str, tuple[str, Any, str]] = {
     "unknown policy": ("tiling.policy", "best", "'best' is none of"),
     "more layers than memory": ("variants.0.kv_cache.layers", 1 << 62, "kv_cache.layers is"),
     "grid larger than memory": ("tiling.tile_size", 4096 * 4096, "tile_size"),
+    "tiles of another size": ("tiling.tile_size", 13, "stage patch_embed: pixels has the shape"),
+    "tokens of another number": ("image_tokens.rows", 77, "stage connector: .* has the shape"),
     "no variant": ("variants", [], "no variant"),
     "size as text": ("variants.0.vision_batch", "4", "vision_batch: expected int"),
     "more than a float holds": ("tiling.alpha", 10**400, "is not a finite number"),
@@ -188,6 +190,11 @@ def test_tampered_manifest(call: Call, bundle: Path, loaded: list[str], name: st
         assert result.err.count("\n") == 1
         assert re.search(pattern, result.err), result.err
     assert loaded == []
+
+
+def test_an_image_token_id_that_is_not_the_tokenizers(call: Call, bundle: Path) -> None:
+    edited(bundle, "tokenizer.image_token_id", 7777)
+    call("run", bundle, *QUESTION).failed(3, "image_token_id is 7777, the tokenizer's id of")
 
 
 @pytest.mark.parametrize(

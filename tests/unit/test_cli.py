@@ -622,3 +622,13 @@ def test_an_interrupt_that_an_extension_turned_into_another_error(
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_output_that_takes_no_more_is_one_line(options: list[str]) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        program = [sys.executable, "-m", "pocketvlm", "list", *options]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 5
+    assert done.stderr == "error: output: no space left on the device (free some space)\n"

@@ -166,6 +166,11 @@ def test_metrics_tell_a_cold_image_from_one_at_hand(open_session: Open) -> None:
     assert (warm.metrics.vision_ms, again.metrics.vision_ms) == (ready.vision_ms, 0)
 
 
+def test_more_threads_than_a_machine_can_use_are_refused(open_session: Open) -> None:
+    with pytest.raises(UsageError, match="threads is 3000000000"):
+        open_session(threads=3_000_000_000)
+
+
 def test_metrics_of_an_answer(open_session: Open) -> None:
     session = open_session({"chain": REPLY}, target="fake-cpu")
     stream = session.chat([user("w7 w8")])
