@@ -71,10 +71,9 @@ class BundleWriter:
     """
 
     def __init__(self, output: Path, estimated_bytes: int = 0, *, verify: Callable[[Path], None] = read_back) -> None:
+        check_replaceable(output)
         # A link to a bundle stays a link.
         self.output = output.resolve()
-        if not self.output.name:
-            raise UsageError(f"{self.output}: cannot be a bundle's directory", "choose another output")
         self._estimate = estimated_bytes
         self._verify = verify
         self.directory = partial_path(self.output)
@@ -96,11 +95,10 @@ class BundleWriter:
         return self
 
     def _prepare(self) -> None:
-        _check_replaceable(self.output)
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(OutputLock(self.output))
         recover(self.output)
-        _check_replaceable(self.output)
+        check_replaceable(self.output)
         free = shutil.disk_usage(self.output.parent).free
         if self._estimate > free:
             raise self._no_space(free)
@@ -153,7 +151,7 @@ class BundleWriter:
             sync_directory(Path(folder))
         self._verify(self.directory)
         # Hours may have gone by: what somebody has put there since must not be deleted.
-        _check_replaceable(self.output)
+        check_replaceable(self.output)
         replace_directory(self.directory, self.output)
         return complete
 
@@ -216,8 +214,15 @@ def _list_files(directory: Path) -> Iterator[FileSpec]:
         yield FileSpec(path.relative_to(directory).as_posix(), size, digest)
 
 
-def _check_replaceable(output: Path) -> None:
-    """Refuse to delete anything that is not a bundle of ours, with nothing of the user's in it."""
+def check_replaceable(output: Path) -> None:
+    """Refuse to delete anything that is not a bundle of ours, with nothing of the user's in it.
+
+    Raises:
+        UsageError: `output` is such a thing, or no place for a bundle.
+    """
+    output = output.resolve()
+    if not output.name:
+        raise UsageError(f"{output}: cannot be a bundle's directory", "choose another output")
     if not output.exists():
         return
     if not output.is_dir():

@@ -30,7 +30,7 @@ from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
 from pocketvlm.toolchain.backends.base import LowerJob
-from pocketvlm.toolchain.bundle import BundleWriter
+from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.estimate import Estimate, estimate
@@ -105,12 +105,14 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     """Write the phone bundle of `checkpoint` to `output`. Nothing is written unless all of it succeeds.
 
     Raises:
+        UsageError: something that is no bundle stands at `output`.
         CheckpointError: the checkpoint is incomplete, damaged or not supported.
         TemplateError: its chat template is hostile or cannot be expressed as data.
         RecipeError: a calibration file is unusable.
         GateError: the result misses a threshold of the recipe.
         EnvironmentFault: not enough disk space.
     """
+    check_replaceable(output)
     prepared = prepare(checkpoint, recipe)
     expected = prepared.estimate
     progress.estimate(expected.ram_bytes, expected.disk_bytes, expected.seconds)

@@ -176,9 +176,13 @@ def test_an_output_that_is_no_bundle_is_left_alone(call: Call, pristine: Path, r
         (place / "checkpoint", 2, "exists and holds .*, which is not part of a bundle"),
         (place / "file" / "bundle", 5, "bundle: cannot be written"),
         ("/", 2, "cannot be a bundle's directory"),
+        ("", 2, "'--output': it is empty"),
         (place / ("x" * 300), 5, "cannot be written: File name too long|File name too long"),
     ):
-        call("export", pristine, "-o", output, "-c", recipe).failed(code, pattern)
+        result = call("export", pristine, "-o", output, "-c", recipe)
+        result.failed(code, pattern)
+        # Told before the checkpoint has been read.
+        assert code == 5 or result.err.count("\n") == 1
     assert contents(place) == before
 
 

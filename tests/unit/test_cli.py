@@ -287,7 +287,7 @@ def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: P
         return original(self, messages, **options)
 
     monkeypatch.setattr(chat_module.VlmSession, "chat", chat)
-    lines = ["/image nowhere.png", f"/image {picture}", "w5", "", "w6", "/new", "w7"]
+    lines = ["/image nowhere.png", f'/image "{picture}"', "w5", "", "w6", "/new", "w7"]
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join(lines)))
     result = call("chat", bundle_at(chain=REPLY))
     assert (result.code, result.out) == (0, "w10w11w12\n" * 3)

@@ -22,9 +22,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _text(text: str) -> str:
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    # Path("") would be the current folder.
+    return Path(_text(text))
+
+
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle: a directory or a zip.", show_default=False)]
+BundlePath = Annotated[
+    Path, typer.Argument(parser=_path, metavar="BUNDLE", help="Bundle: a directory or a zip.", show_default=False)
+]
 Target = Annotated[str | None, typer.Option(metavar="T", help="Variant to use; the first that runs here unless given.")]
 Section = Literal["architectures", "connectors", "tilings", "targets"]
 
@@ -84,10 +98,14 @@ def _program(
 
 @_command("export")
 def _export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Directory to write.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(parser=_text, metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", parser=_path, metavar="BUNDLE", help="Directory to write.", show_default=False)
+    ],
     config: Annotated[
-        Path | None, typer.Option("-c", "--config", metavar="RECIPE.yaml", help="Recipe; options override it.")
+        Path | None, typer.Option("-c", "--config", parser=_path, metavar="RECIPE.yaml", help="Recipe; options override it.")
     ] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="T", help="Compile target; may be repeated.")] = None,
     precision: Annotated[
@@ -113,7 +131,9 @@ def _export(
 def _run(
     bundle: BundlePath,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Question; read from stdin if missing.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Image to ask about; may be repeated.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(parser=_path, metavar="FILE", help="Image to ask about; may be repeated.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 256,
     temperature: Annotated[
         float | None, typer.Option(min=0.0, metavar="F", help="0 is greedy; the checkpoint's own unless given.")
@@ -121,7 +141,7 @@ def _run(
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
     target: Target = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
+        Path | None, typer.Option(parser=_path, metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -137,7 +157,8 @@ def _chat(bundle: BundlePath, debug: Debug = False) -> None:
     """Talk in several turns.
 
     Lines that begin with a slash are commands: /image FILE shows an image with the next question, /new forgets the
-    conversation, /help lists them, /quit ends. Ctrl-C stops an answer, Ctrl-D ends.
+    conversation, /help lists them, /quit ends. Ctrl-C stops an answer, Ctrl-D ends. Of lines from
+    a file or pipe, the first that cannot be used ends it.
     """
     from pocketvlm.toolchain.commands.chat import chat
 
@@ -147,7 +168,7 @@ def _chat(bundle: BundlePath, debug: Debug = False) -> None:
 @_command("bench")
 def _bench(
     bundle: BundlePath,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Measure with this image, too.")] = None,
+    image: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Measure with this image, too.")] = None,
     prompt_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="About so many tokens of prompt beside the image.")
     ] = 128,
@@ -176,7 +197,9 @@ def _bench(
 
 @_command("inspect")
 def _inspect(
-    path: Annotated[str, typer.Argument(metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")],
+    path: Annotated[
+        str, typer.Argument(parser=_text, metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")
+    ],
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Only show how such an image is cut.")] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -17,6 +17,7 @@ _HELP = (
     "/image FILE shows an image with the next question, /new forgets the conversation, /help shows this, "
     "Ctrl-C stops an answer, /quit or Ctrl-D ends"
 )
+_QUOTED = re.compile(r"""^(["'])(.+)\1$""")
 _COMMAND = re.compile(r"/[a-z]+\Z")
 
 
@@ -68,7 +69,8 @@ class _Conversation:
         if command == "/image":
             if not rest.strip():
                 raise UsageError("/image needs a file", "write /image FILE")
-            image = self._session.encode(rest.strip())
+            # As a shell would read it: quotes around it, and ~ for the home directory.
+            image = self._session.encode(Path(_QUOTED.sub(r"\2", rest.strip())).expanduser())
             # Waits until the file has been opened, so that an unusable one is named here.
             _ = image.tile_plan
             self._images.append({"type": "image", "image": image})
