@@ -26,8 +26,10 @@ from measure import table
 
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.engines.onnxruntime_engine import session_options
 from pocketvlm.runtime.kv_cache import KvCache
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain.backends.ort_profile import kernel_events
 
 WARM_UP = 3
 
@@ -51,11 +53,11 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
         array[...] = rng.integers(-100, 100, array.shape)
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
-    def measure(options: onnxruntime.SessionOptions) -> tuple[list[float], Any]:
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.enable_mem_pattern = False
-        for key, value in variant.engine_options.items():
-            options.add_session_config_entry(key, value)
+    def measure(trace: Path | None) -> tuple[list[float], Any]:
+        options = session_options(variant.engine_options, threads)
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         for name, value in values.items():
@@ -72,16 +74,14 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
             seconds.append(time.perf_counter() - start)
         return seconds[WARM_UP:], session
 
-    plain, _ = measure(onnxruntime.SessionOptions())
+    plain, _ = measure(None)
     with tempfile.TemporaryDirectory() as scratch:
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(scratch) / "trace")
-        profiled, session = measure(options)
+        profiled, session = measure(Path(scratch) / "trace")
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["args"]["op_name"] != "If":
+    for event in kernel_events(events):
+        # What an If runs is listed by itself.
+        if event["args"]["op_name"] != "If":
             total = totals[event["args"]["op_name"]]
             total[0] += event["dur"] / 1000 / (WARM_UP + runs)
             total[1] += 1 / (WARM_UP + runs)

@@ -57,7 +57,7 @@ class OnnxRuntimeEngine:
 
     def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
         """See `Engine.open`."""
-        settings = _session_options(options, threads)
+        settings = session_options(options, threads)
         try:
             session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except _BAD_FILE as error:
@@ -170,7 +170,12 @@ class OnnxRuntimeBoundRun:
         self._binding = None
 
 
-def _session_options(options: Mapping[str, str], threads: int | None) -> Any:
+def session_options(options: Mapping[str, str], threads: int | None) -> Any:
+    """ONNX Runtime's options for a variant's `engine_options`.
+
+    Raises:
+        BundleError: an option is not known.
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL_ONLY
     settings.inter_op_num_threads = 1

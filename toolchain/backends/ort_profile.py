@@ -34,7 +34,8 @@ def kernels_of(folder: Path, prefix: str, name: str, stage: StageSpec, cache: Kv
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         session.run(None, {tensor.name: _zeros(tensor, sizes) for tensor in stage.inputs})
         trace = json.loads(Path(session.end_profiling()).read_text())
-    return replace(stage, kernels=_count(trace))
+    counts = Counter(event["args"]["op_name"] for event in kernel_events(trace))
+    return replace(stage, kernels=dict(sorted(counts.items())))
 
 
 def _zeros(tensor: TensorSpec, sizes: dict[str, int]) -> NDArray[Any]:
@@ -42,10 +43,6 @@ def _zeros(tensor: TensorSpec, sizes: dict[str, int]) -> NDArray[Any]:
     return np.zeros(shape, tensor.dtype)
 
 
-def _count(trace: list[dict[str, Any]]) -> dict[str, int]:
-    names = [
-        event["args"]["op_name"]
-        for event in trace
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")
-    ]
-    return dict(sorted(Counter(names).items()))
+def kernel_events(trace: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of ONNX Runtime's profile that are runs of kernels: `dur` in microseconds, `args` with `op_name`."""
+    return [event for event in trace if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time")]
