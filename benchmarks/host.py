@@ -100,7 +100,7 @@ def _shown(settings: Settings) -> dict[str, Any]:
 
 def _language_cases(settings: Settings, bundle: Bundle) -> list[Case]:
     """The decoder's stages alone, prompt as token ids: prefill of N, then steps at that depth."""
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer.file))
+    tokenizer = Tokenizer.of(bundle)
     tokens = tokenizer.encode(prose()[: 12 * settings.prompt_tokens], special=False)[: settings.prompt_tokens]
     request = {"tokens": tokens, "new_tokens": settings.new_tokens, "threads": settings.threads}
     command = (sys.executable, str(HERE / "peers" / "run_pocketvlm.py"))
@@ -145,7 +145,7 @@ def _worker(name: str, settings: Settings, **request: Any) -> Case:
 
 def _counter(bundle: Bundle) -> Callable[[str], int]:
     manifest = bundle.manifest
-    tokenizer = Tokenizer.open(bundle.path(manifest.tokenizer.file))
+    tokenizer = Tokenizer.of(bundle)
     builder = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.add_special_tokens)
 
     def count(text: str) -> int:

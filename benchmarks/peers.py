@@ -238,7 +238,7 @@ def prompt(bundle: Bundle, tokens: int) -> list[int]:
     Raises:
         MeasurementError: there is not enough prose.
     """
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer.file))
+    tokenizer = Tokenizer.of(bundle)
     # Twelve characters per token is more than any tokenizer needs.
     ids = tokenizer.encode(prose()[: 12 * tokens], special=False)
     if len(ids) < tokens:

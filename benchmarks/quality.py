@@ -100,7 +100,7 @@ def export_all(checkpoint: Path, work: Path, tokens: int) -> tuple[dict[str, Pat
 def compare(folders: dict[str, Path], sequences: int, length: int) -> dict[str, dict[str, float]]:
     """Perplexity, KL and top-1 agreement of each bundle on the second halves of `sequences` texts of `length` tokens."""
     reference = Bundle.open(folders[REFERENCE])
-    tokenizer = Tokenizer.open(reference.path(reference.manifest.tokenizer.file))
+    tokenizer = Tokenizer.of(reference)
     ids = tokenizer.encode(held_out_text(), special=False)
     if len(ids) < sequences * length:
         raise SystemExit(f"error: the text holds {len(ids)} tokens, {sequences * length} are needed; lower --sequences")

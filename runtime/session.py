@@ -86,8 +86,7 @@ class VlmSession:
         )
         self._sessions = sessions
         with self._trace.span("load"):
-            tokenizer = Tokenizer.open(bundle.path(manifest.tokenizer.file))
-            _check_image_token(manifest, tokenizer)
+            tokenizer = Tokenizer.of(bundle)
             prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.add_special_tokens)
             try:
                 decoder = Decoder(variant, {name: sessions.shared(name) for name in decoder_module.STAGES}, self._trace)
@@ -320,16 +319,6 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _check_image_token(manifest: Manifest, tokenizer: Tokenizer) -> None:
-    token, wanted = manifest.prompt.image_token, manifest.tokenizer.image_token_id
-    found = tokenizer.token_id(token)
-    if found != wanted:
-        raise BundleError(
-            f"manifest.json: image_token_id is {wanted}, the tokenizer's id of {token!r} is {found}",
-            "export the checkpoint again",
-        )
 
 
 def _check_options(

@@ -13,6 +13,7 @@ from typing import Any
 import tokenizers
 
 from pocketvlm.errors import BundleError, PromptError
+from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.token_guard import TokenGuard, touches_untrusted, unknown_id
 
 MAX_TOKENIZER_BYTES = 128 * 1024 * 1024
@@ -55,6 +56,23 @@ class Tokenizer:
             raise
         except BaseException as error:  # a panic in the library's Rust code does not derive from Exception
             raise BundleError(f"{path} is no valid tokenizer.json: {_one_line(error)}", hint) from None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Tokenizer:
+        """The tokenizer of a bundle.
+
+        Raises:
+            BundleError: see `open`; or its id of the image token is not the manifest's.
+        """
+        tokenizer = cls.open(bundle.path(bundle.manifest.tokenizer.file))
+        token, wanted = bundle.manifest.prompt.image_token, bundle.manifest.tokenizer.image_token_id
+        found = tokenizer.token_id(token)
+        if found != wanted:
+            raise BundleError(
+                f"manifest.json: image_token_id is {wanted}, the tokenizer's id of {token!r} is {found}",
+                "export the checkpoint again",
+            )
+        return tokenizer
 
     @property
     def added_tokens(self) -> Mapping[str, int]:

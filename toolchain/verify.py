@@ -16,6 +16,7 @@ from pocketvlm.errors import BundleError, GateError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import VariantSpec
 from pocketvlm.runtime.strict_json import decode
+from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain import probe
 from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
@@ -297,6 +298,7 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     bundle = Bundle.open(path)
     try:
         report = read_report(bundle)
+        Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}}
         for variant in bundle.manifest.variants:
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")

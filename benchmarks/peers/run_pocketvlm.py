@@ -43,7 +43,7 @@ def open_model(request: dict[str, Any]) -> Opened:
     # The others do not compare hashes when they load.
     bundle = Bundle.open(Path(request["model"]), verify=False)
     variant = bundle.variant()
-    tokenizer = Tokenizer.open(bundle.path(bundle.manifest.tokenizer.file))
+    tokenizer = Tokenizer.of(bundle)
     engine = load_engine(variant.engine)
     sessions = {}
     opened: dict[str, Any] = {}
