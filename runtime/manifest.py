@@ -376,17 +376,19 @@ def _check(manifest: Manifest) -> None:
 def _check_vision_sizes(manifest: Manifest, variant: VariantSpec) -> None:
     """The vision stages take the tiles and give the tokens that the manifest speaks of."""
     side, tokens = manifest.tiling.tile_size, manifest.image_tokens.rows * manifest.image_tokens.cols
-    wanted = {("patch_embed", "inputs", side, (2, 3)), ("connector", "outputs", tokens, (1,))}
-    for name, kind, size, axes in sorted(wanted):
-        stage = variant.stages.get(name)
-        for tensor in () if stage is None else getattr(stage, kind)[:1]:
-            sizes = [tensor.shape[axis] if axis < len(tensor.shape) else None for axis in axes]
-            if any(isinstance(found, int) and found != size for found in sizes):
-                raise BundleError(
-                    f"manifest.json: variant {variant.name!r}, stage {name}: {tensor.name} has the shape {list(tensor.shape)}, "
-                    f"where tiles of {side} pixels and {tokens} tokens each are spoken of",
-                    "export the checkpoint again",
-                )
+    for name, stage in variant.stages.items():
+        if name == "patch_embed":
+            tensor, fits = stage.inputs[0], stage.inputs[0].shape[2:] == (side, side)
+        elif name == "connector":
+            tensor, fits = stage.outputs[0], stage.outputs[0].shape[1:2] == (tokens,)
+        else:
+            continue
+        if not fits:
+            raise BundleError(
+                f"manifest.json: variant {variant.name!r}, stage {name}: {tensor.name} has the shape {list(tensor.shape)}, "
+                f"but tiles have {side} pixels a side and give {tokens} tokens",
+                "export the checkpoint again",
+            )
 
 
 def _check_variant(variant: VariantSpec) -> None:
