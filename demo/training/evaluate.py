@@ -100,8 +100,7 @@ def main() -> None:
     while sum(map(len, right.values())) < arguments.questions:
         grid = EASY_TO_HARD[len(grids) if len(grids) < len(EASY_TO_HARD) else rng.randrange(len(EASY_TO_HARD))]
         screen = make_screen(rng, grid, unseen_font=arguments.unseen, unseen_keys=arguments.unseen)
-        asked = [question for question in screen.questions if question.kind != "lesson"]
-        chosen = rng.sample(asked, min(QUESTIONS_PER_SCREEN, len(asked)))
+        chosen = rng.sample(screen.asked, min(QUESTIONS_PER_SCREEN, len(screen.asked)))
         given = answer(moved(screen.image, arguments.shift), [question.text for question in chosen])
         for question, found in zip(chosen, given, strict=True):
             right[question.kind].append(found == question.answer)

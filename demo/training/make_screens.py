@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contents import MONTHS, TITLES, UNSEEN_KEYS, WORDS
-from screens import Question, Screen, make_screen
+from screens import Screen, make_screen
 
 SEED = 31_000_003
 GRIDS = [(2, 4), (2, 3), (4, 2), (2, 4), (2, 2), (3, 2)]
@@ -37,10 +37,6 @@ def plain_screens(rng: random.Random) -> Iterator[Screen]:
             yield screen
 
 
-def asked_of(screen: Screen) -> list[Question]:
-    return [question for question in screen.questions if question.kind != "lesson"]
-
-
 def titles_of(screen: Screen) -> list[str]:
     return [question.answer for question in screen.questions if question.kind == "title"]
 
@@ -53,13 +49,13 @@ def main() -> None:
     questions, titles = {}, set[str]()
     for number, grid in enumerate(GRIDS, 1):
         screen = next(screens)
-        while screen.grid != grid or len(asked_of(screen)) < 4 or titles & set(titles_of(screen)):
+        while screen.grid != grid or len(screen.asked) < 4 or titles & set(titles_of(screen)):
             screen = next(screens)
         titles |= set(titles_of(screen))
         name = f"screen-{number}.png"
         out.mkdir(parents=True, exist_ok=True)
         screen.image.save(out / name, optimize=True)
-        kinds = sorted(asked_of(screen), key=lambda question: ORDER.index(question.kind))
+        kinds = sorted(screen.asked, key=lambda question: ORDER.index(question.kind))
         chosen = kinds[:4] + [question for question in kinds[4:] if question.kind == "everything"]
         questions[name] = [[question.text, question.answer] for question in chosen]
     (out / "questions.json").write_text(json.dumps(questions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -58,6 +58,11 @@ class Screen:
     labels: np.ndarray
     questions: list[Question]
 
+    @property
+    def asked(self) -> list[Question]:
+        """The questions that a test may ask: all but lessons."""
+        return [question for question in self.questions if question.kind != "lesson"]
+
 
 @dataclass(slots=True)
 class _Text:
