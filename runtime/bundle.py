@@ -70,7 +70,7 @@ class Bundle:
             raise BundleError(f"{place}: no such bundle", "give the directory that `pocketvlm export` wrote")
         if not place.is_file() or not zipfile.is_zipfile(place):
             raise BundleError(
-                f"{place}: neither a bundle directory nor a zip", "give the directory that `pocketvlm export` wrote"
+                f"{place}: neither a bundle directory nor a whole zip", "give the directory that `pocketvlm export` wrote"
             )
         directory = Path(tempfile.mkdtemp(prefix="pocketvlm-"))
         try:

@@ -140,7 +140,9 @@ def _from_file(file: IO[bytes], length: int, name: str, spec: ImageSpec) -> Imag
         except UnidentifiedImageError:
             raise ImageError(f"{name} is not an image", f"known formats: {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ImageError(f"{name} has too many pixels for Pillow", "scale the image down first") from None
+            raise ImageError(
+                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, the most that Pillow reads", "scale it down first"
+            ) from None
         except Exception as error:  # Pillow's readers raise many kinds for a damaged header
             raise ImageError(f"{name} is damaged: {error}", "save the image again") from error
         with opened:

@@ -46,7 +46,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         for name, fits, wanted in (
             # Less would overflow float32 when the logits are divided by it.
-            ("temperature", self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf, "0, or 0.0001 or more"),
+            (
+                "temperature",
+                self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < math.inf,
+                "0, or a finite number of 0.0001 or more",
+            ),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "0 to 1"),
