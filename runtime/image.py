@@ -141,7 +141,7 @@ def _from_file(file: IO[bytes], length: int, name: str, spec: ImageSpec) -> Imag
             raise ImageError(f"{name} is not an image", f"known formats: {', '.join(FORMATS)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise ImageError(
-                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels, the most that Pillow reads", "scale it down first"
+                f"{name} has too many pixels: Pillow reads at most {Image.MAX_IMAGE_PIXELS}", "scale the image down first"
             ) from None
         except Exception as error:  # Pillow's readers raise many kinds for a damaged header
             raise ImageError(f"{name} is damaged: {error}", "save the image again") from error
