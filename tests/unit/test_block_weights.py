@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pocketvlm.runtime.manifest import TensorSpec
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
@@ -32,9 +33,7 @@ def run_linear(folder: Path, scheme: Scheme, weights: dict[str, torch.Tensor], x
         graph.rename_output(result, "y")
         graph.output(TensorSpec("y", "float32", ("n", weights[f"{names[0]}.weight"].shape[0])))
     graph.save(folder / "linear.onnx")
-    session = onnxruntime.InferenceSession(str(folder / "linear.onnx"), providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"x": x})[0]
-    return result
+    return OnnxRuntimeEngine().open(folder / "linear.onnx", {}, 1).run({"x": x})["y"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -73,7 +73,9 @@ class OrtOps:
         """DynamicQuantizeMatMul knows one range for all positions of a call.
 
         So each position is scaled to -1..1 first: a large activation in one takes no precision from the others, in other
-        tiles of a batch among them.
+        tiles of a batch among them. Zero points are given, although the operator takes 0 for granted, and to each product
+        its own, because ONNX Runtime changes them where it turns signed weights into unsigned ones
+        (`session.x64quantprecision`).
         """
         graph, label = self.graph, "+".join(names)
         parts = [per_channel_int8(self._matrix(name)) for name in names]
@@ -82,7 +84,8 @@ class OrtOps:
         largest = graph.node("ReduceMax", [graph.node("Abs", [x]), graph.integers(-1)], keepdims=1)
         largest = graph.node("Max", [largest, graph.constant(np.array(1e-20, np.float32))])
         scaled = graph.node("Div", [x, largest])
-        product = graph.node("DynamicQuantizeMatMul", [scaled, codes, scales], domain=MICROSOFT)
+        zero = graph.weight(f"{label}.int8_zero", np.array(0, np.int8))
+        product = graph.node("DynamicQuantizeMatMul", [scaled, codes, scales, zero], domain=MICROSOFT)
         result = graph.node("Mul", [product, largest])
         return result if offset is None else graph.node("Add", [result, offset]), [len(part[1]) for part in parts]
 
