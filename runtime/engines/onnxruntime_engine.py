@@ -30,6 +30,7 @@ _CONFIG_ENTRIES = frozenset(
         "session.intra_op.allow_spinning",
         "session.qdq_matmulnbits_accuracy_level",
         "session.set_denormal_as_zero",
+        "session.x64quantprecision",
     }
 )
 _OPTIMIZATION_LEVELS = {
@@ -182,9 +183,6 @@ def session_options(options: Mapping[str, str], threads: int | None) -> Any:
     # ONNX Runtime plans memory by the shapes of the inputs. Chunks of one shape need more the deeper the cache, so that a
     # plan fits none of them, and its blocks only add to the memory.
     settings.enable_mem_pattern = False
-    # On x86 processors without VNNI, the products of unsigned activations and signed weights saturate at 16 bits, which
-    # ONNX Runtime accepts for speed. This makes it turn such weights into unsigned ones where the processor needs it.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
     if threads is not None:
         settings.intra_op_num_threads = threads
     for key, value in options.items():

@@ -13,7 +13,7 @@ from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pocketvlm.runtime.manifest import TensorSpec
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
-from pocketvlm.toolchain.backends.ort_ops import OrtOps, Scheme
+from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
 from pocketvlm.toolchain.quantize.block import BlockWeights, concatenate, per_channel_int8, round_to_nearest
 from pocketvlm.toolchain.spec import DecoderSpec, RopeSpec
 
@@ -33,7 +33,7 @@ def run_linear(folder: Path, scheme: Scheme, weights: dict[str, torch.Tensor], x
         graph.rename_output(result, "y")
         graph.output(TensorSpec("y", "float32", ("n", weights[f"{names[0]}.weight"].shape[0])))
     graph.save(folder / "linear.onnx")
-    return OnnxRuntimeEngine().open(folder / "linear.onnx", {}, 1).run({"x": x})["y"]
+    return OnnxRuntimeEngine().open(folder / "linear.onnx", INT8_ENGINE_OPTIONS, 1).run({"x": x})["y"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -103,6 +103,13 @@ def test_a_large_activation_of_one_position_takes_no_precision_from_the_others(t
     got = run_linear(tmp_path, Scheme("int8"), {"a.weight": weight}, x, ["a"])[1:]
     exact = x[1:] @ weight.numpy().T
     assert (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9995
+
+
+def test_int8_products_do_not_saturate(tmp_path: Path) -> None:
+    """Two of the largest codes' products exceed 16 bits, which some x86 processors add them up in."""
+    weights = {"a.weight": torch.ones(8, 128), "b.weight": torch.ones(8, 128)}
+    x = np.ones((4, 128), np.float32)
+    np.testing.assert_allclose(run_linear(tmp_path, Scheme("int8"), weights, x, ["a"]), np.full((4, 8), 128.0), rtol=1e-2)
 
 
 def test_per_channel_scales_belong_to_their_rows() -> None:

@@ -346,7 +346,7 @@ def test_contributed_model_answers_as_transformers(tmp_path: Path) -> None:
         text = "".join(stream)
         tokens, plan, found = list(stream.token_ids), stream.tile_plans[0], session.manifest
     assert found.model.architecture == "vipllava"
-    assert found.variants[0].engine_options == {"mlas.disable_kleidiai": "1"}
+    assert found.variants[0].engine_options["mlas.disable_kleidiai"] == "1"
     picture = load_image(DEFAULT_IMAGES[0], found.image)
     pixels = torch.from_numpy(make_tiles(picture, plan, found.tiling, found.image, thumbnail_first=True))
     tokenizer = RuntimeTokenizer.open(tmp_path / "bundle" / "tokenizer.json")

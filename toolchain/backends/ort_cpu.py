@@ -18,7 +18,7 @@ from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, Varia
 from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
-from pocketvlm.toolchain.backends.ort_ops import OrtOps, Scheme
+from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
 from pocketvlm.toolchain.backends.ort_profile import kernels_of
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.recipe import ExportRecipe
@@ -60,7 +60,7 @@ class OrtCpu:
             target="ort-cpu",
             precision=job.recipe.precision,
             engine="onnxruntime",
-            engine_options={},
+            engine_options=dict(INT8_ENGINE_OPTIONS),
             vision_batch=job.recipe.vision_batch,
             stages=stages,
             kv_cache=cache,

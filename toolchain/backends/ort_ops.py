@@ -16,6 +16,10 @@ from pocketvlm.toolchain.quantize.block import BlockWeights, concatenate, per_ch
 Weights = Callable[[str], Tensor]
 Quantize = Callable[[str], BlockWeights]
 
+# What graphs of the scheme "int8" ask of the engine. On x86 processors without VNNI the products of unsigned activations
+# and signed weights saturate at 16 bits; with this, ONNX Runtime makes the weights unsigned there when it loads them.
+INT8_ENGINE_OPTIONS = {"session.x64quantprecision": "1"}
+
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
