@@ -85,7 +85,7 @@ class Sampler:
             logits = penalize_repetition(logits, self._seen, options.repetition_penalty)
         # NaN counts as the highest for argmax.
         token = int(logits.argmax())
-        if not np.isfinite(logits[token]):
+        if not math.isfinite(logits[token]):
             raise EnvironmentFault("the decoder's logits are not finite numbers", "run `pocketvlm verify` on the bundle")
         if options.temperature > 0:
             token = self._draw(keep_probable(logits / np.float32(options.temperature), options))

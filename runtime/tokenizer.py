@@ -264,12 +264,14 @@ class StopStrings:
         """Add text. Returns the text that may be shown, and whether a stop string has been found."""
         if self._stopped:
             return "", True
+        if not self._stops:
+            return text, False
         self._held += text
         found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
             shown, self._held, self._stopped = self._held[: min(found)[1]], "", True
             return shown, True
-        begin = min((self._possible(stop) for stop in self._stops), default=len(self._held))
+        begin = min(self._possible(stop) for stop in self._stops)
         shown, self._held = self._held[:begin], self._held[begin:]
         return shown, False
 
@@ -298,9 +300,10 @@ _BYTE_ALPHABET = _byte_alphabet()
 
 def _bytes_of(token: str) -> bytes:
     """Bytes of a byte-level token. An added token may hold characters outside the alphabet: it is plain text."""
-    if all(character in _BYTE_ALPHABET for character in token):
-        return bytes(_BYTE_ALPHABET[character] for character in token)
-    return token.encode()
+    try:
+        return bytes(map(_BYTE_ALPHABET.__getitem__, token))
+    except KeyError:
+        return token.encode()
 
 
 def _may_begin_character(data: bytes) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ _BAD_FILE = (
     ort_errors.NotImplemented,
     ort_errors.Fail,
 )
+_FAILED_RUN = (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException)
 
 
 class OnnxRuntimeEngine:
@@ -81,12 +81,18 @@ class OnnxRuntimeSession:
         self._outputs = [output.name for output in session.get_outputs()]
         self._lock = threading.Lock()
         self._running: set[Any] = set()
+        self._idle: list[Any] = []
         self._bound: weakref.WeakSet[OnnxRuntimeBoundRun] = weakref.WeakSet()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See `EngineSession.run`."""
-        with self._cancellable() as options:
-            values = self._opened().run(self._outputs, dict(inputs), options)
+        session, options = self._opened(), self._begin()
+        try:
+            values = session.run(self._outputs, dict(inputs), options)
+        except _FAILED_RUN as error:
+            raise self._failure(error, options) from error
+        finally:
+            self._end(options)
         return dict(zip(self._outputs, values, strict=True))
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> OnnxRuntimeBoundRun:
@@ -114,25 +120,29 @@ class OnnxRuntimeSession:
             raise EnvironmentFault(f"{self._name}: the engine session is closed")
         return self._session
 
-    @contextmanager
-    def _cancellable(self) -> Iterator[Any]:
-        options = ort.RunOptions()
+    def _begin(self) -> Any:
+        """Options for one run, which `cancel` reaches until `_end`."""
         with self._lock:
+            options = self._idle.pop() if self._idle else ort.RunOptions()
             self._running.add(options)
-        try:
-            yield options
-        except (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
-            if options.terminate:
-                raise Cancelled(f"{self._name}: the run was cancelled") from None
-            if isinstance(error, ort_errors.InvalidArgument):
-                raise BundleError(
-                    f"{self._name}: the graph refuses its inputs: {_first_line(error)}",
-                    "the graph does not fit the manifest; export the checkpoint again",
-                ) from error
-            raise EnvironmentFault(f"{self._name}: ONNX Runtime failed: {_first_line(error)}") from error
-        finally:
-            with self._lock:
-                self._running.discard(options)
+        return options
+
+    def _end(self, options: Any) -> None:
+        with self._lock:
+            self._running.discard(options)
+            if not options.terminate:
+                self._idle.append(options)
+
+    def _failure(self, error: Exception, options: Any) -> Exception:
+        """What a run that failed with `error` raises."""
+        if options.terminate:
+            return Cancelled(f"{self._name}: the run was cancelled")
+        if isinstance(error, ort_errors.InvalidArgument):
+            return BundleError(
+                f"{self._name}: the graph refuses its inputs: {_first_line(error)}",
+                "the graph does not fit the manifest; export the checkpoint again",
+            )
+        return EnvironmentFault(f"{self._name}: ONNX Runtime failed: {_first_line(error)}")
 
 
 class OnnxRuntimeBoundRun:
@@ -160,11 +170,16 @@ class OnnxRuntimeBoundRun:
 
     def run(self) -> float:
         """See `BoundRun.run`."""
-        with self._owner._cancellable() as options:
-            session = self._owner._opened()
+        owner = self._owner
+        session, options = owner._opened(), owner._begin()
+        try:
             start = time.perf_counter()
             session.run_with_iobinding(self._binding, options)
             return time.perf_counter() - start
+        except _FAILED_RUN as error:
+            raise owner._failure(error, options) from error
+        finally:
+            owner._end(options)
 
     def release(self) -> None:
         """Drop the binding, which points into the session."""
