@@ -1,7 +1,8 @@
-"""Which kernels a decoder call spends its time in, read from ONNX Runtime's profiler.
+"""Which kernels a call of a stage spends its time in, read from ONNX Runtime's profiler.
 
     python benchmarks/kernels.py build/bench/int8-prefill --tokens 128 --depth 768     a chunk of a prompt
     python benchmarks/kernels.py build/bench/int8-cache --tokens 1 --depth 1536        one decoded token
+    python benchmarks/kernels.py build/bench/int8-cache --tiles 4                      the vision blocks on four tiles
 
 Inputs are random: only their sizes matter. The profiler itself costs about a microsecond per node, so the time of a call
 without it is printed, too. A call has to read all weights of the graph, here counted as the bundle stores them, and the
@@ -23,34 +24,40 @@ import numpy as np
 import onnx
 import onnxruntime
 from measure import table
+from numpy.typing import NDArray
 
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.engines.onnxruntime_engine import session_options
 from pocketvlm.runtime.kv_cache import KvCache
-from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.manifest import StageSpec, VariantSpec
 from pocketvlm.toolchain.backends.ort_profile import kernel_events
 
 WARM_UP = 3
 
 
-def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: int, runs: int) -> dict[str, Any]:
-    """Milliseconds of one call: median without the profiler, and by kernel with it.
-
-    Args:
-        path: the graph of `prefill` or `decode`.
-    """
-    stage = variant.stages["decode" if tokens == 1 else "prefill"]
+def decoder_inputs(variant: VariantSpec, stage: StageSpec, tokens: int, depth: int) -> dict[str, NDArray[Any]]:
+    """What `prefill` or `decode` is called with for `tokens` positions behind `depth` others."""
     width = next(tensor.shape[-1] for tensor in stage.inputs if tensor.name == "embeddings")
     rng = np.random.default_rng(0)
     cache = KvCache(variant.kv_cache)
-    arrays = {
+    for array in cache.past().values():
+        array[...] = rng.integers(-100, 100, array.shape)
+    return {
         "embeddings": rng.standard_normal((1, tokens, int(width)), dtype=np.float32),
         "past_length": np.array([depth], np.int64),
         **cache.past(),
     }
-    for array in cache.past().values():
-        array[...] = rng.integers(-100, 100, array.shape)
+
+
+def vision_inputs(stage: StageSpec, tiles: int) -> dict[str, NDArray[Any]]:
+    """What `vision_encoder` is called with for a batch of tiles."""
+    rng = np.random.default_rng(0)
+    return {tensor.name: rng.standard_normal((tiles, *map(int, tensor.shape[1:])), dtype=np.float32) for tensor in stage.inputs}
+
+
+def profile(path: Path, variant: VariantSpec, arrays: dict[str, NDArray[Any]], threads: int, runs: int) -> dict[str, Any]:
+    """Milliseconds of one call of the graph at `path`: median without the profiler, and by kernel with it."""
     values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
     def measure(trace: Path | None) -> tuple[list[float], Any]:
@@ -62,11 +69,12 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
         binding = session.io_binding()
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
-        for tensor in stage.outputs:
-            if tensor.name == "logits":
-                binding.bind_output(tensor.name)
+        for output in session.get_outputs():
+            cache = values.get(output.name.replace("present", "past"))
+            if cache is None:
+                binding.bind_output(output.name)
             else:
-                binding.bind_ortvalue_output(tensor.name, values[tensor.name.replace("present", "past")])
+                binding.bind_ortvalue_output(output.name, cache)
         seconds = []
         for _ in range(WARM_UP + runs):
             start = time.perf_counter()
@@ -85,7 +93,9 @@ def profile(path: Path, variant: VariantSpec, tokens: int, depth: int, threads: 
             total = totals[event["args"]["op_name"]]
             total[0] += event["dur"] / 1000 / (WARM_UP + runs)
             total[1] += 1 / (WARM_UP + runs)
-    megabytes = (_weight_bytes(path) + cache.nbytes * depth // variant.kv_cache.capacity) / 1e6
+    cached = sum(array.nbytes for name, array in arrays.items() if name.startswith("past_") and name != "past_length")
+    depth = int(arrays["past_length"][0]) if cached else 0
+    megabytes = (_weight_bytes(path) + cached * depth // variant.kv_cache.capacity) / 1e6
     return {
         "ms": statistics.median(plain) * 1000,
         "read_mb": megabytes,
@@ -109,8 +119,9 @@ def _weight_bytes(path: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--tokens", type=int, default=128, help="positions of the call; 1 is a decoded token")
+    parser.add_argument("--tokens", type=int, default=128, help="positions of a decoder call; 1 is a decoded token")
     parser.add_argument("--depth", type=int, default=768, help="positions in the cache before it")
+    parser.add_argument("--tiles", type=int, help="the vision blocks on so many tiles, instead of the decoder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--json", action="store_true")
@@ -127,10 +138,15 @@ def main() -> None:
         raise SystemExit("error: --threads and --repetitions must be 1 or more")
     if arguments.tokens < 1 or arguments.depth < 0 or arguments.tokens + arguments.depth > capacity:
         raise SystemExit(f"error: {arguments.depth} + {arguments.tokens} positions do not fit the bundle's {capacity}")
-    stage = variant.stages["decode" if arguments.tokens == 1 else "prefill"]
-    found = profile(
-        bundle.path(stage.file), variant, arguments.tokens, arguments.depth, arguments.threads, arguments.repetitions
-    )
+    if arguments.tiles is not None:
+        stage = variant.stages["vision_encoder"]
+        if arguments.tiles < 1 or stage.inputs[0].shape[0] not in (arguments.tiles, "batch"):
+            raise SystemExit(f"error: {arguments.tiles} tiles, the stage takes {stage.inputs[0].shape[0]}")
+        arrays = vision_inputs(stage, arguments.tiles)
+    else:
+        stage = variant.stages["decode" if arguments.tokens == 1 else "prefill"]
+        arrays = decoder_inputs(variant, stage, arguments.tokens, arguments.depth)
+    found = profile(bundle.path(stage.file), variant, arrays, arguments.threads, arguments.repetitions)
     if arguments.json:
         print(json.dumps(found, indent=1))
         return
