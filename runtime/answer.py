@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,8 +222,9 @@ class Answer:
             if self._first_text is None:
                 self._first_text = time.perf_counter()
             self.text += piece
-            with self._decoding.paused():  # the reader's time is not ours
-                yield piece
+            self._decoding.stop()  # the reader's time is not ours
+            yield piece
+            self._decoding.start()
 
     def _raise_if_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -271,15 +271,6 @@ class _Stopwatch:
         if self._since is not None:
             self.seconds += time.perf_counter() - self._since
             self._since = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stop around the body, if it was running."""
-        running = self._since is not None
-        self.stop()
-        yield
-        if running:
-            self.start()
 
 
 class PromptRows:
