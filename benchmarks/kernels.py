@@ -136,14 +136,14 @@ def main() -> None:
         raise SystemExit("error: only variants for ONNX Runtime with a cache that is written in place can be profiled")
     if min(arguments.threads, arguments.repetitions) < 1:
         raise SystemExit("error: --threads and --repetitions must be 1 or more")
-    if arguments.tokens < 1 or arguments.depth < 0 or arguments.tokens + arguments.depth > capacity:
-        raise SystemExit(f"error: {arguments.depth} + {arguments.tokens} positions do not fit the bundle's {capacity}")
     if arguments.tiles is not None:
         stage = variant.stages["vision_encoder"]
         if arguments.tiles < 1 or stage.inputs[0].shape[0] not in (arguments.tiles, "batch"):
             raise SystemExit(f"error: {arguments.tiles} tiles, the stage takes {stage.inputs[0].shape[0]}")
         arrays = vision_inputs(stage, arguments.tiles)
     else:
+        if arguments.tokens < 1 or arguments.depth < 0 or arguments.tokens + arguments.depth > capacity:
+            raise SystemExit(f"error: {arguments.depth} + {arguments.tokens} positions do not fit the bundle's {capacity}")
         stage = variant.stages["decode" if arguments.tokens == 1 else "prefill"]
         arrays = decoder_inputs(variant, stage, arguments.tokens, arguments.depth)
     found = profile(bundle.path(stage.file), variant, arrays, arguments.threads, arguments.repetitions)

