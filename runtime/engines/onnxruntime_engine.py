@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
+from pocketvlm.runtime.engines import int8_products
 from pocketvlm.runtime.engines.protocol import Array, require_contiguous
 from pocketvlm.runtime.memory import drop_mapped_pages
 
@@ -29,7 +30,6 @@ _CONFIG_ENTRIES = frozenset(
         "session.intra_op.allow_spinning",
         "session.qdq_matmulnbits_accuracy_level",
         "session.set_denormal_as_zero",
-        "session.x64quantprecision",
     }
 )
 _OPTIMIZATION_LEVELS = {
@@ -52,8 +52,9 @@ _FAILED_RUN = (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgu
 class OnnxRuntimeEngine:
     """Opens ONNX files; weights in external data are memory-mapped by ONNX Runtime, and packed as its kernels want them.
 
-    Options: "graph_optimization" (disabled, basic, extended, all) and the session configuration entries of
-    `_CONFIG_ENTRIES`.
+    Options: "graph_optimization" (disabled, basic, extended, all), "int8_products" (exact: on processors where products of
+    signed weights saturate, weights are made unsigned while they are loaded, which wants zero points with every product of
+    bytes and an optimization of at least "extended"), and the session configuration entries of `_CONFIG_ENTRIES`.
     """
 
     def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
@@ -203,6 +204,10 @@ def session_options(options: Mapping[str, str], threads: int | None) -> Any:
     for key, value in options.items():
         if key == "graph_optimization" and value in _OPTIMIZATION_LEVELS:
             settings.graph_optimization_level = _OPTIMIZATION_LEVELS[value]
+        elif (key, value) == ("int8_products", "exact"):
+            # Only where it is needed: ONNX Runtime obeys on every x86 processor, and slows those with VNNI or AMX down.
+            if int8_products.saturating():
+                settings.add_session_config_entry("session.x64quantprecision", "1")
         elif key in _CONFIG_ENTRIES:
             settings.add_session_config_entry(key, value)
         else:

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
-from pocketvlm.runtime.engines import ENGINES, load_engine
+from pocketvlm.runtime.engines import ENGINES, int8_products, load_engine
 from pocketvlm.runtime.engines.fake import FakeEngine, FakeEngineError
-from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine, session_options
 
 FLOAT = TensorProto.FLOAT
 
@@ -160,9 +160,50 @@ def test_inputs_that_the_graph_refuses_are_a_bundle_error(tmp_path: Path, inputs
 def test_options_are_applied_or_refused(tmp_path: Path) -> None:
     engine = OnnxRuntimeEngine()
     engine.open(doubler(tmp_path), {"graph_optimization": "basic", "mlas.disable_kleidiai": "1"}, None)
-    for options in ({"graph_optimization": "most"}, {"session.load_library": "/tmp/x.so"}):
+    for options in ({"graph_optimization": "most"}, {"int8_products": "fast"}, {"session.load_library": "/tmp/x.so"}):
         with pytest.raises(BundleError, match="engine option"):
             engine.open(doubler(tmp_path), options, None)
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+def test_weights_are_made_unsigned_only_where_products_saturate(monkeypatch: pytest.MonkeyPatch, saturating: bool) -> None:
+    monkeypatch.setattr(int8_products, "saturating", lambda: saturating)
+    settings = session_options({"int8_products": "exact"}, 1)
+    if saturating:
+        assert settings.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            settings.get_session_config_entry("session.x64quantprecision")
+
+
+def test_the_probe_tells_what_the_products_of_a_graph_do(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    weights = numpy_helper.from_array(np.full((64, 48), 127, np.int8), "weights")
+    scales = numpy_helper.from_array(np.ones(48, np.float32), "scales")
+    path = save(
+        tmp_path / "product.onnx",
+        [helper.make_node("DynamicQuantizeMatMul", ["x", "weights", "scales"], ["y"], domain="com.microsoft")],
+        [value("x", FLOAT, ["n", 64])],
+        [value("y", FLOAT, ["n", 48])],
+        (weights, scales),
+    )
+    y = OnnxRuntimeEngine().open(path, {}, 1).run({"x": np.ones((9, 64), np.float32)})["y"]
+    exact = bool(np.allclose(y, 64 * 127, rtol=1e-4))
+    assert int8_products.saturating() == (not exact)
+
+
+def test_the_probe_is_the_graph_that_its_comment_says() -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "w"], ["y"])],
+        "probe",
+        [value("a", TensorProto.UINT8, ["n", 4])],
+        [value("y", TensorProto.INT32, ["n", 1])],
+        [numpy_helper.from_array(np.full((4, 1), 127, np.int8), "w")],
+    )
+    assert onnx.load_from_string(int8_products.PROBE) == helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 10)], ir_version=5
+    )
 
 
 def test_a_closed_session_refuses_to_run(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ Weights = Callable[[str], Tensor]
 Quantize = Callable[[str], BlockWeights]
 
 # What graphs of the scheme "int8" ask of the engine. On x86 processors without VNNI the products of unsigned activations
-# and signed weights saturate at 16 bits; with this, ONNX Runtime makes the weights unsigned there when it loads them.
-INT8_ENGINE_OPTIONS = {"session.x64quantprecision": "1"}
+# and signed weights saturate at 16 bits otherwise.
+INT8_ENGINE_OPTIONS = {"int8_products": "exact"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class OrtOps:
         So each position is scaled to -1..1 first: a large activation in one takes no precision from the others, in other
         tiles of a batch among them. Zero points are given, although the operator takes 0 for granted, and to each product
         its own, because ONNX Runtime changes them where it turns signed weights into unsigned ones
-        (`session.x64quantprecision`).
+        (`INT8_ENGINE_OPTIONS`).
         """
         graph, label = self.graph, "+".join(names)
         parts = [per_channel_int8(self._matrix(name)) for name in names]
