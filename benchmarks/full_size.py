@@ -62,7 +62,7 @@ def run(*command: str) -> Finished:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Finished(time.perf_counter() - start, usage.ru_maxrss / 1e6, printed)
+    return Finished(time.perf_counter() - start, usage.ru_maxrss * 1024 / 1e9, printed)
 
 
 def measure(build: Path) -> dict[str, Any]:
