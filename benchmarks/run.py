@@ -10,6 +10,7 @@ Close other programs first: the report says how much of the processors they took
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def export() -> None:
     BENCH.mkdir(parents=True, exist_ok=True)
     for name, recipe in RECIPES.items():
         config = BENCH / f"{name}.yaml"
-        text = json.dumps(recipe, indent=1) + "\n"
+        # What the exporter's code changes is exported anew, too.
+        text = f"# toolchain {_code_digest()}\n{json.dumps(recipe, indent=1)}\n"
         if (BENCH / name / "manifest.json").exists() and config.exists() and config.read_text(encoding="utf-8") == text:
             continue
         # JSON is YAML.
@@ -106,6 +108,14 @@ def export() -> None:
         if finished.returncode:
             config.unlink()
             raise MeasurementError(f"exporting {name}: exit status {finished.returncode}")
+
+
+def _code_digest() -> str:
+    """SHA-256 over the exporter's sources."""
+    digest = hashlib.sha256()
+    for path in sorted((HERE.parent / "toolchain").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def markdown(reached: Sequence[Goal], quiet: bool, parts: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from pocketvlm.runtime.manifest import (
     Manifest,
     VariantSpec,
     check_relative_path,
+    check_vision_sizes,
     manifest_hash,
     parse_manifest,
 )
@@ -86,7 +87,13 @@ class Bundle:
         Raises:
             UsageError: the bundle has no such variant.
             EnvironmentFault: none of its engines runs here.
+            BundleError: its vision stages do not fit the manifest.
         """
+        chosen = self._choose(target)
+        check_vision_sizes(self.manifest, chosen)
+        return chosen
+
+    def _choose(self, target: str | None) -> VariantSpec:
         variants = self.manifest.variants
         if target is not None:
             for variant in variants:
@@ -236,14 +243,14 @@ def _unpack(archive: Path, directory: Path) -> None:
 
 
 def _check_entries(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
-    names = [entry.filename for entry in entries]
-    if len(names) > _MAX_ENTRIES or len(set(names)) != len(names):
+    names = {entry.filename for entry in entries}
+    if len(entries) > _MAX_ENTRIES or len(names) != len(entries):
         raise BundleError(f"{archive}: too many or repeated entries", "it is not one of ours")
-    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    if not folders.isdisjoint(names):
-        raise BundleError(f"{archive}: {min(folders.intersection(names))} is a file and a folder", "it is not one of ours")
     for entry in entries:
         check_relative_path(entry.filename)
+        for folder in PurePosixPath(entry.filename).parents:
+            if str(folder) in names:
+                raise BundleError(f"{archive}: {folder} is a file and a folder", "it is not one of ours")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise BundleError(f"{archive}: {entry.filename} is a link or special file", "it is not one of ours")

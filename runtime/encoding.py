@@ -102,7 +102,9 @@ class EncodedImage:
         self._stop_runs(self)
 
     def charge(self) -> float:
-        """Milliseconds that the encoding took, to the first answer that asks; 0 to those after it."""
+        """Milliseconds that the encoding took, to the first answer that asks after its end; 0 to others."""
+        if not self._done:
+            return 0.0
         charged, self._charged = self._charged, True
         return 0.0 if charged else self.vision_ms
 

@@ -23,6 +23,7 @@ SCHEMA_MINOR = 0
 MANIFEST_NAME = "manifest.json"
 MANIFEST_HASH_NAME = "manifest.json.sha256"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+_MAX_PATH = 1024
 MAX_TILE_SIZE = 4096
 MAX_GRIDS = 1000
 MAX_GRID_SIDE = 100
@@ -286,8 +287,10 @@ def check_relative_path(path: str) -> None:
     """Refuse every path that could leave the bundle.
 
     Raises:
-        BundleError: for an absolute path, a drive, a backslash, an empty part, "." or "..".
+        BundleError: for an absolute path, a drive, a backslash, an empty part, "." or "..", more than 1,024 characters.
     """
+    if len(path) > _MAX_PATH:
+        raise BundleError(f"file path of {len(path)} characters: {path[:40]!r}...", "it is not one of ours")
     parts = path.split("/")
     if PurePosixPath(path).is_absolute() or not all(_PART.match(part) and part not in (".", "..") for part in parts):
         raise BundleError(f"manifest.json: unsafe file path {path!r}", "the bundle was tampered with; export it again")
@@ -370,11 +373,14 @@ def _check(manifest: Manifest) -> None:
         raise BundleError("manifest.json holds no variant", "export the checkpoint again")
     for variant in manifest.variants:
         _check_variant(variant)
-        _check_vision_sizes(manifest, variant)
 
 
-def _check_vision_sizes(manifest: Manifest, variant: VariantSpec) -> None:
-    """The vision stages take the tiles and give the tokens that the manifest speaks of."""
+def check_vision_sizes(manifest: Manifest, variant: VariantSpec) -> None:
+    """Refuse a variant whose vision stages do not take the tiles, or do not give the tokens, that the manifest speaks of.
+
+    Raises:
+        BundleError: naming stage and tensor.
+    """
     side, tokens = manifest.tiling.tile_size, manifest.image_tokens.rows * manifest.image_tokens.cols
     for name, stage in variant.stages.items():
         if name == "patch_embed":

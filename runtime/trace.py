@@ -62,7 +62,7 @@ class Trace:
             ) from error
 
     def _record(self, name: str, start: int, end: int, arguments: dict[str, Any]) -> None:
-        # The system gives the id of a thread that has ended to another one; the row is the thread's own.
+        # The system gives the id of a thread that has ended to another one, which mostly has another name.
         key = (threading.get_ident(), threading.current_thread().name)
         row = self._threads.get(key)
         if row is None:

@@ -205,6 +205,8 @@ def session_options(options: Mapping[str, str], threads: int | None) -> Any:
         if key == "graph_optimization" and value in _OPTIMIZATION_LEVELS:
             settings.graph_optimization_level = _OPTIMIZATION_LEVELS[value]
         elif (key, value) == ("int8_products", "exact"):
+            if options.get("graph_optimization") in ("disabled", "basic"):
+                raise BundleError("manifest.json: engine option int8_products=exact takes more than basic graph_optimization")
             # Only where it is needed: ONNX Runtime obeys on every x86 processor, and slows those with VNNI or AMX down.
             if int8_products.saturating():
                 settings.add_session_config_entry("session.x64quantprecision", "1")

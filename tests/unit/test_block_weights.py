@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from pocketvlm.runtime.engines import int8_products
 from pocketvlm.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from pocketvlm.runtime.manifest import TensorSpec
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
@@ -22,6 +23,13 @@ DECODER = DecoderSpec("llama", 96, 1, 2, 1, 48, 64, 50, 1e-5, RopeSpec(10000.0),
 
 def random_weight(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=[False, True], ids=["this processor", "one that saturates"])
+def either_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As here, and with the weights made unsigned as on processors whose products saturate."""
+    if request.param:
+        monkeypatch.setattr(int8_products, "saturating", lambda: True)
 
 
 def run_linear(folder: Path, scheme: Scheme, weights: dict[str, torch.Tensor], x: np.ndarray, names: list[str]) -> np.ndarray:
@@ -75,6 +83,7 @@ def test_zero_and_constant_blocks_are_exact() -> None:
     np.testing.assert_allclose(round_to_nearest(weight, 4, 32).dequantize(), weight.numpy(), atol=1e-6)
 
 
+@pytest.mark.usefixtures("either_processor")
 def test_bias_is_added(tmp_path: Path) -> None:
     weight = random_weight(8, 64)
     bias = torch.arange(8, dtype=torch.float32)
@@ -88,6 +97,7 @@ def test_bias_is_added(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, np.tile(bias.numpy(), (2, 1)), atol=1e-5)
 
 
+@pytest.mark.usefixtures("either_processor")
 def test_int8_is_close_to_float(tmp_path: Path) -> None:
     weight = random_weight(64, 128)
     x = np.random.default_rng(1).standard_normal((50, 128)).astype(np.float32)
@@ -96,6 +106,7 @@ def test_int8_is_close_to_float(tmp_path: Path) -> None:
     assert (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9995
 
 
+@pytest.mark.usefixtures("either_processor")
 def test_a_large_activation_of_one_position_takes_no_precision_from_the_others(tmp_path: Path) -> None:
     weight = random_weight(64, 128)
     x = np.random.default_rng(1).standard_normal((50, 128)).astype(np.float32)
@@ -105,6 +116,7 @@ def test_a_large_activation_of_one_position_takes_no_precision_from_the_others(t
     assert (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact) > 0.9995
 
 
+@pytest.mark.usefixtures("either_processor")
 def test_int8_products_do_not_saturate(tmp_path: Path) -> None:
     """Two of the largest codes' products exceed 16 bits, which some x86 processors add them up in."""
     weights = {"a.weight": torch.ones(8, 128), "b.weight": torch.ones(8, 128)}

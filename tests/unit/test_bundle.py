@@ -216,6 +216,8 @@ def hostile_zip(path: Path, kind: str) -> Path:
         elif kind == "both":
             packed.writestr("a", "x")
             packed.writestr("a/b", "x")
+        elif kind == "deep":
+            packed.writestr("a/" * 30_000 + "b", "x")
         else:
             packed.writestr("bomb", b"\0" * 10_000_000, zipfile.ZIP_DEFLATED)
     return path
@@ -228,6 +230,7 @@ def hostile_zip(path: Path, kind: str) -> Path:
         ("absolute", "unsafe"),
         ("link", "link or special"),
         ("both", "a is a file and a folder"),
+        ("deep", "file path of 60001 characters"),
         ("bomb", "compressed"),
     ],
 )
@@ -277,6 +280,18 @@ def test_the_first_variant_that_runs_here_is_taken(bundle_at: MakeBundle) -> Non
     assert bundle.variant().engine == "fake"
     assert bundle.variant("onnxruntime-target").engine == "onnxruntime"
     assert bundle.variant("npu-name").engine == "npu"
+
+
+def test_only_the_variant_in_use_must_take_the_tiles_of_the_manifest(bundle_at: MakeBundle) -> None:
+    bundle = with_variants(Bundle.open(bundle_at()), "npu", "fake")
+    other, taken = bundle.manifest.variants
+    patch_embed = other.stages["patch_embed"]
+    pixels = replace(patch_embed.inputs[0], shape=("B", 3, 99, 99))
+    other = replace(other, stages={**other.stages, "patch_embed": replace(patch_embed, inputs=(pixels,))})
+    bundle = Bundle(bundle.directory, replace(bundle.manifest, variants=(other, taken)))
+    assert bundle.variant() == taken
+    with pytest.raises(BundleError, match="'npu-name', stage patch_embed: pixels has the shape"):
+        bundle.variant("npu-target")
 
 
 def test_an_unknown_target_names_the_known_ones(bundle_at: MakeBundle) -> None:

@@ -287,11 +287,12 @@ def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: P
         return original(self, messages, **options)
 
     monkeypatch.setattr(chat_module.VlmSession, "chat", chat)
-    lines = ["/image nowhere.png", f'/image "{picture}"', "w5", "", "w6", "/new", "w7"]
+    lines = ["/image nowhere.png", "/image ~no-such-user/a.png", f'/image "{picture}"', "w5", "", "w6", "/new", "w7"]
     monkeypatch.setattr(sys, "stdin", Terminal("\n".join(lines)))
     result = call("chat", bundle_at(chain=REPLY))
     assert (result.code, result.out) == (0, "w10w11w12\n" * 3)
     assert "error: no such image file: nowhere.png" in result.err
+    assert "error: no such image file: ~no-such-user/a.png" in result.err
     roles = [[message["role"] for message in messages] for messages in asked]
     assert roles == [["user"], ["user", "assistant", "user"], ["user"]]
     kinds = [[part["type"] for part in messages[-1]["content"]] for messages in asked]

@@ -160,7 +160,12 @@ def test_inputs_that_the_graph_refuses_are_a_bundle_error(tmp_path: Path, inputs
 def test_options_are_applied_or_refused(tmp_path: Path) -> None:
     engine = OnnxRuntimeEngine()
     engine.open(doubler(tmp_path), {"graph_optimization": "basic", "mlas.disable_kleidiai": "1"}, None)
-    for options in ({"graph_optimization": "most"}, {"int8_products": "fast"}, {"session.load_library": "/tmp/x.so"}):
+    for options in (
+        {"graph_optimization": "basic", "int8_products": "exact"},
+        {"graph_optimization": "most"},
+        {"int8_products": "fast"},
+        {"session.load_library": "/tmp/x.so"},
+    ):
         with pytest.raises(BundleError, match="engine option"):
             engine.open(doubler(tmp_path), options, None)
 

@@ -23,7 +23,7 @@ from pocketvlm.errors import (
     PromptError,
     UsageError,
 )
-from pocketvlm.runtime import EncodedImage, VlmSession
+from pocketvlm.runtime import EncodedImage, VlmSession, encoding
 from pocketvlm.runtime.engines.fake import FakeEngine, FakeSession, checksum
 from pocketvlm.runtime.manifest import GenerationSpec
 from pocketvlm.runtime.tokenizer import StreamDecoder
@@ -164,6 +164,28 @@ def test_metrics_tell_a_cold_image_from_one_at_hand(open_session: Open) -> None:
     assert known.metrics.vision_ms == 0
     # The time of an encoding is counted in the first answer that uses it.
     assert (warm.metrics.vision_ms, again.metrics.vision_ms) == (ready.vision_ms, 0)
+
+
+def test_an_answer_cancelled_before_its_image_is_ready_leaves_its_time_to_the_next(
+    open_session: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, load = threading.Event(), encoding.load_image
+
+    def held(*arguments: Any) -> Any:
+        assert go.wait(20)
+        return load(*arguments)
+
+    monkeypatch.setattr(encoding, "load_image", held)
+    session = open_session({"chain": REPLY})
+    image = session.encode(picture(2))
+    hasty = session.chat([user(image, "w7")])
+    hasty.cancel()
+    assert list(hasty) == []
+    go.set()
+    patient = session.chat([user(image, "w7")])
+    assert "".join(patient)
+    assert hasty.metrics.vision_ms == 0
+    assert patient.metrics.vision_ms == image.vision_ms > 0
 
 
 def test_more_threads_than_a_machine_can_use_are_refused(open_session: Open) -> None:

@@ -60,7 +60,7 @@ class OrtCpu:
             target="ort-cpu",
             precision=job.recipe.precision,
             engine="onnxruntime",
-            engine_options=dict(INT8_ENGINE_OPTIONS),
+            engine_options={} if job.recipe.precision == "fp32" else dict(INT8_ENGINE_OPTIONS),
             vision_batch=job.recipe.vision_batch,
             stages=stages,
             kv_cache=cache,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ _HELP = (
     "/image FILE shows an image with the next question, /new forgets the conversation, /help shows this, "
     "Ctrl-C stops an answer, /quit or Ctrl-D ends"
 )
-_QUOTED = re.compile(r"""^(["'])(.+)\1$""")
+_QUOTED = re.compile(r"""(["'])(.+)\1""")
 _COMMAND = re.compile(r"/[a-z]+\Z")
 
 
@@ -69,8 +70,9 @@ class _Conversation:
         if command == "/image":
             if not rest.strip():
                 raise UsageError("/image needs a file", "write /image FILE")
-            # As a shell would read it: quotes around it, and ~ for the home directory.
-            image = self._session.encode(Path(_QUOTED.sub(r"\2", rest.strip())).expanduser())
+            quoted = _QUOTED.fullmatch(rest.strip())
+            # Not Path.expanduser, which raises for a user that does not exist.
+            image = self._session.encode(Path(quoted[2] if quoted else os.path.expanduser(rest.strip())))  # noqa: PTH111
             # Waits until the file has been opened, so that an unusable one is named here.
             _ = image.tile_plan
             self._images.append({"type": "image", "image": image})
