@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
@@ -19,11 +21,11 @@ class EagerModel:
 
     def __init__(self, spec: ModelSpec, weights: Weights, observe: Observer | None = None) -> None:
         self.spec = spec
-        self._ops = TorchOps(weights, observe)
+        self._weights = _Reused(weights)
+        self._ops = TorchOps(self._weights, observe)
         self._encoder = ENCODERS.load(spec.vision.kind)
         self._connector = CONNECTORS.load(spec.connector.kind)
         self._decoder = DECODERS.load(spec.decoder.kind)
-        self._weights = weights
 
     @torch.inference_mode()
     def patch_embed(self, pixels: Tensor) -> Tensor:
@@ -58,16 +60,22 @@ class EagerModel:
     def decode(self, embeddings: Tensor, cache: EagerCache, *, all_positions: bool = False) -> Tensor:
         """Embeddings [1, L, H] -> logits [1, V] of the last position (or [1, L, V]); `cache` grows by L."""
         self._ops.attach_cache(self.spec.decoder, cache)
-        return self._decoder.decode(  # type: ignore[no-any-return]
-            self._ops, self.spec.decoder, embeddings, all_positions=all_positions
-        )
+        return decoders.decode(self._ops, self.spec.decoder, embeddings, all_positions=all_positions)
 
+    @torch.inference_mode()
     def prefill(self, embeddings: Tensor, cache: EagerCache, chunk_size: int) -> Tensor:
-        """The chunked loop of the runtime: embeddings [1, L, H] -> logits [1, V] of the last position."""
-        logits = torch.empty(0)
-        for chunk in torch.split(embeddings, chunk_size, 1):
-            logits = self.decode(chunk, cache)
-        return logits
+        """The chunked loop of the runtime: embeddings [1, L, H] -> logits [1, V] of the last position.
+
+        All chunks go through a layer before the next one, which gives the numbers of one chunk after the other and reads
+        weights that stream from disk once.
+        """
+        decoder = self.spec.decoder
+        self._ops.attach_cache(decoder, cache)
+        chunks = list(torch.split(embeddings, chunk_size, 1))
+        for index in range(decoder.layers):
+            with self._weights.reused():
+                chunks = [self._decoder.layer(self._ops, decoder, chunk, index) for chunk in chunks]
+        return self._decoder.logits(self._ops, decoder, chunks[-1])  # type: ignore[no-any-return]
 
     def generate(self, embeddings: Tensor, max_new_tokens: int, *, chunk_size: int = 128) -> list[int]:
         """Greedy token ids after `embeddings` [1, L, H], the stop token excluded."""
@@ -81,3 +89,26 @@ class EagerModel:
             tokens.append(token)
             logits = self.decode(self.embed([token]), cache)
         return tokens
+
+
+class _Reused:
+    """Weights that are read anew each time, except within `reused`."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._read: dict[str, Tensor] | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        if self._read is None:
+            return self._weights(name)
+        if name not in self._read:
+            self._read[name] = self._weights(name)
+        return self._read[name]
+
+    @contextmanager
+    def reused(self) -> Iterator[None]:
+        self._read = {}
+        try:
+            yield
+        finally:
+            self._read = None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocketvlm.runtime.manifest import KvCacheSpec, TensorSpec
+from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.connectors import CONNECTORS
-from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
 from pocketvlm.toolchain.spec import ModelSpec
 
@@ -60,21 +60,18 @@ def embed_stage(spec: ModelSpec) -> Stage:
 
 def decoder_stage(spec: ModelSpec) -> Stage:
     """The decoder: embeddings [1, L, H] and the cache -> logits [1, V] of the last position."""
-    decoder = DECODERS.load(spec.decoder.kind)
     return Stage(
         "decoder",
         TensorSpec("embeddings", "float32", (1, "length", spec.decoder.hidden_size)),
         TensorSpec("logits", "float32", (1, spec.decoder.vocab_size)),
-        lambda ops, x: decoder.decode(ops, spec.decoder, x),
+        lambda ops, x: decoders.decode(ops, spec.decoder, x),
         "decoder",
     )
 
 
 def write_cache(ops: Any, spec: ModelSpec, embeddings: Any) -> None:
     """The decoder's layers alone, for a prefill graph that only fills the cache: decode then takes the last token."""
-    layer = DECODERS.load(spec.decoder.kind).layer
-    for index in range(spec.decoder.layers):
-        embeddings = layer(ops, spec.decoder, embeddings, index)
+    decoders.layers(ops, spec.decoder, embeddings)
 
 
 def cache_tensors(cache: KvCacheSpec, prefix: str) -> tuple[TensorSpec, ...]:

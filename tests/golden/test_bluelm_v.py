@@ -156,3 +156,19 @@ def test_eager_logits_equal_the_assembly(side: int, tmp_path: Path) -> None:
         cache = EagerCache()
         parts = [eager.decode(eager.embed(part.tolist()), cache, all_positions=True) for part in ids[0].split([41, 1, 18])]
         torch.testing.assert_close(torch.cat(parts, 1), reference, rtol=1e-4, atol=1e-4)
+        read: list[str] = []
+
+        def weights(name: str) -> torch.Tensor:
+            read.append(name)
+            return prepared.weights(name)
+
+        one_by_one, layer_by_layer = EagerCache(), EagerCache()
+        embeddings = eager.embed(ids[0].tolist())
+        for chunk in embeddings.split(7, 1):
+            last = eager.decode(chunk, one_by_one)
+        assert torch.equal(EagerModel(prepared.spec, weights).prefill(embeddings, layer_by_layer, 7), last)
+        assert len(read) == len(set(read))
+        for one, other in zip(one_by_one.keys + one_by_one.values, layer_by_layer.keys + layer_by_layer.values, strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pocketvlm.errors import CheckpointError
-from pocketvlm.toolchain import torch_ops
+from pocketvlm.toolchain import decoders, torch_ops
 from pocketvlm.toolchain.decoders import llama
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.gptq import quantize_decoder, quantize_matrix, search_ranges
@@ -72,7 +72,7 @@ def test_only_the_positions_in_use_get_rotary_rows(monkeypatch: pytest.MonkeyPat
     weights = {name: torch.randn(shape, generator=generator) for name, shape in llama.parameters(spec).items()}
     ops = TorchOps(weights.__getitem__)
     ops.attach_cache(spec, EagerCache())
-    whole = llama.decode(ops, spec, torch.randn(1, 700, 64, generator=generator), all_positions=True)
+    whole = decoders.decode(ops, spec, torch.randn(1, 700, 64, generator=generator), all_positions=True)
     assert whole.shape == (1, 700, 40)
     assert max(made) < 2048
 
@@ -107,7 +107,7 @@ def test_a_whole_decoder_stays_closer_than_with_rounding() -> None:
     def logits(table: dict[str, torch.Tensor]) -> torch.Tensor:
         ops = TorchOps(table.__getitem__)
         ops.attach_cache(spec, EagerCache())
-        return llama.decode(ops, spec, kept[0], all_positions=True)
+        return decoders.decode(ops, spec, kept[0], all_positions=True)
 
     def replaced(values: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return weights | {f"{name}.weight": torch.from_numpy(value) for name, value in values.items()}

@@ -112,11 +112,8 @@ def layer(ops: DecoderOps[V], spec: DecoderSpec, x: V, index: int) -> V:
     return ops.add(x, ops.linear(inner, f"{prefix}.down", bias=spec.mlp_bias))
 
 
-def decode(ops: DecoderOps[V], spec: DecoderSpec, embeddings: V, *, all_positions: bool = False) -> V:
-    """Embeddings [1, L, H] -> logits of the last position [1, V] (or of all, [1, L, V])."""
-    x = embeddings
-    for index in range(spec.layers):
-        x = layer(ops, spec, x, index)
+def logits(ops: DecoderOps[V], spec: DecoderSpec, x: V, *, all_positions: bool = False) -> V:
+    """The last layer's x [1, L, H] -> logits of the last position [1, V] (or of all, [1, L, V])."""
     if not all_positions:
         x = ops.last_position(x)
     normed = ops.rms_norm(x, "decoder.norm", eps=spec.norm_eps)
