@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pocketvlm.runtime.tiling import TilePlan
+from pocketvlm.toolchain.quantize.calibration import TEXT_LENGTH
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.verify import SAMPLES, STEPS
 from pocketvlm.toolchain.weights import expected_parameters
 
-# Two busy phone-class or laptop cores; order of magnitude only.
-_FLOPS = 6e10
+# Two busy laptop cores, in float32 products: operations per second, and seconds to read a parameter and make it float32.
+_FLOPS = 1e11
+_READ = 2e-9
 _LIBRARIES = 700 << 20
 _KEPT_LIMIT = 2 << 30
 # Graphs and their kernels' names, and 6 KB of them for a layer; prompt, report and manifest.
@@ -27,11 +32,14 @@ class Estimate:
     keep_weights: bool
 
 
-def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int, tokenizer_bytes: int) -> Estimate:
-    """Estimate an export from the shapes alone.
+def estimate(
+    spec: ModelSpec, recipe: ExportRecipe, planned: Sequence[TilePlan], prompts: int, tokenizer_bytes: int
+) -> Estimate:
+    """Estimate an export from the shapes alone. Questions of a task are not counted.
 
     Args:
-        calibration_tokens: positions that go through the decoder for calibration.
+        planned: how the images of the calibration are cut.
+        prompts: number of questions about them.
         tokenizer_bytes: size of tokenizer.json, which is copied.
     """
     shapes = expected_parameters(spec)
@@ -58,14 +66,23 @@ def estimate(spec: ModelSpec, recipe: ExportRecipe, calibration_tokens: int, tok
     gptq = recipe.precision == "paper" and recipe.decoder_weights.method == "gptq"
     kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
     hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0
-    activations = calibration_tokens * spec.decoder.hidden_size * 4 * 3
+    activations = recipe.calibration.tokens * spec.decoder.hidden_size * 4 * 3
     # The opened bundle and its packed weights come on top while it is verified.
     ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + kept_codes + hessian + activations + 2 * disk
-    passes = (6 if gptq else 1) + 2
-    flops = passes * 2.0 * decoder * max(calibration_tokens, 512)
+    images = len(planned)
+    positions = sum(plan.image_tokens for plan in planned) / images
+    seen = 0 if recipe.precision == "fp32" else max(images, prompts)
+    calibrated = seen * positions + (recipe.calibration.tokens if seen else 0)
+    # GPTQ sees each layer's inputs four times and its output once more.
+    # Verification: both sides answer every sample, and the first one's prompt goes through the decoder alone, too.
+    tokens = calibrated * (6 if gptq else 1) + 2 * (SAMPLES + 1) * positions
+    flops = 2.0 * decoder * tokens
+    encoded = sum(plan.encoded_tiles for plan in planned)
+    flops += 2.0 * vision * spec.vision.sequence_length * encoded * (1 + SAMPLES / images)
     if gptq:
-        flops += sum(_gptq_flops(shape) for name, shape in expected_parameters(spec).items() if _is_matrix(name, shape))
-    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total, keep)
+        flops += sum(_gptq_flops(shape) for name, shape in shapes.items() if _is_matrix(name, shape))
+    reads = 0 if keep else seen + math.ceil(recipe.calibration.tokens / TEXT_LENGTH) + SAMPLES * (STEPS + 1)
+    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total + reads * _READ * decoder, keep)
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -45,13 +45,19 @@ from pocketvlm.toolchain.spec import ModelSpec, check_spec
 from pocketvlm.toolchain.task import TaskQuestion, load_task
 from pocketvlm.toolchain.tiling import grids
 from pocketvlm.toolchain.torch_ops import ACTIVATIONS, EagerCache
-from pocketvlm.toolchain.verify import REPORT_NAME, TEXT_PROMPT, QualityReport, TaskSample, check_thresholds, measure
+from pocketvlm.toolchain.verify import (
+    REPORT_NAME,
+    SAMPLES,
+    STEPS,
+    TEXT_PROMPT,
+    QualityReport,
+    TaskSample,
+    check_thresholds,
+    measure,
+)
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 DEFAULT_CONTEXT = 4096
-_TEXT_LENGTH = 512
-_VERIFY_SAMPLES = 2
-_VERIFY_STEPS = 24
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -135,7 +141,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
         for variant in variants:
             root = writer.path("placeholder").parent
             task = _task(prepared, data.pictures)
-            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, _VERIFY_STEPS, task)
+            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, STEPS, task)
             check_thresholds(quality[variant.name], recipe.thresholds)
             progress.advance(1)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
@@ -177,10 +183,11 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         text = Tokenizer.open(checkpoint.path("tokenizer.json"))
         tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
         builder = PromptBuilder(prompt, text, tokenizer.add_special_tokens)
-        longest = calibration.longest(builder, spec, images, prompts)
+        planned = calibration.plans(spec, images)
+        longest = calibration.longest(builder, planned, prompts)
         for item in task:
-            asked = calibration.longest(builder, spec, [item.image], [item.question])
-            longest = max(longest, asked + _task_steps(text, item) - _VERIFY_STEPS)
+            asked = calibration.longest(builder, calibration.plans(spec, [item.image]), [item.question])
+            longest = max(longest, asked + _task_steps(text, item) - STEPS)
     except BundleError as error:
         raise CheckpointError(
             f"tokenizer.json: {error.message}", "the tokenizer and the chat template do not belong together"
@@ -198,7 +205,7 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         builder=builder,
         text=text,
         capacity=capacity,
-        estimate=estimate(spec, recipe, recipe.calibration.tokens, checkpoint.path("tokenizer.json").stat().st_size),
+        estimate=estimate(spec, recipe, planned, len(prompts), checkpoint.path("tokenizer.json").stat().st_size),
         generation=_generation(checkpoint),
         images=images,
         prompts=prompts,
@@ -228,7 +235,7 @@ def describe(checkpoint: Checkpoint, recipe: ExportRecipe | None = None) -> tupl
 
 def _check_room(longest: int, capacity: int, recipe: ExportRecipe) -> None:
     """Refuse a cache that cannot hold what the export itself is going to ask."""
-    needed = max(longest, TEXT_PROMPT) + _VERIFY_STEPS
+    needed = max(longest, TEXT_PROMPT) + STEPS
     if needed <= capacity:
         return
     what = f"an image of the calibration or the task, its question and an answer take {needed} positions"
@@ -296,17 +303,17 @@ def _calibrate(
 
 
 def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:
-    seen, judged = calibration.pairs(len(prepared.images), len(prepared.prompts), _VERIFY_SAMPLES)
+    seen, judged = calibration.pairs(len(prepared.images), len(prepared.prompts), SAMPLES)
     pictures = calibration.Pictures(model, prepared.builder)
 
     def conversations(chosen: list[tuple[int, int]]) -> list[calibration.Conversation]:
         return [pictures.conversation(prepared.images[image], prepared.prompts[prompt]) for image, prompt in chosen]
 
-    length = min(_TEXT_LENGTH, prepared.capacity)
-    wanted = recipe.calibration.tokens + 4 * _VERIFY_STEPS + 64
+    length = min(calibration.TEXT_LENGTH, prepared.capacity)
+    wanted = recipe.calibration.tokens + 4 * STEPS + 64
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
     ids = prepared.text.encode(calibration.read_text(recipe.calibration.text)[: 12 * wanted], special=False)
-    held_out, rest = ids[: 4 * _VERIFY_STEPS + 64], ids[4 * _VERIFY_STEPS + 64 :]
+    held_out, rest = ids[: 4 * STEPS + 64], ids[4 * STEPS + 64 :]
     if len(held_out) <= TEXT_PROMPT:
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")
     tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens

@@ -79,16 +79,19 @@ class EagerModel:
 
     def generate(self, embeddings: Tensor, max_new_tokens: int, *, chunk_size: int = 128) -> list[int]:
         """Greedy token ids after `embeddings` [1, L, H], the stop token excluded."""
+        return [token for token, _ in self.follow(embeddings, max_new_tokens, chunk_size)]
+
+    def follow(self, embeddings: Tensor, max_new_tokens: int, chunk_size: int) -> Iterator[tuple[int, Tensor]]:
+        """As `generate`, each token with the logits [V] that it was picked from."""
         cache = EagerCache()
-        logits = self.prefill(embeddings, cache, chunk_size)
-        tokens: list[int] = []
-        while len(tokens) < max_new_tokens:
-            token = int(logits[0].argmax())
+        logits = self.prefill(embeddings, cache, chunk_size)[0]
+        for left in reversed(range(max_new_tokens)):
+            token = int(logits.argmax())
             if token in self.spec.stop_tokens:
-                break
-            tokens.append(token)
-            logits = self.decode(self.embed([token]), cache)
-        return tokens
+                return
+            yield token, logits
+            if left:
+                logits = self.decode(self.embed([token]), cache)[0]
 
 
 class _Reused:

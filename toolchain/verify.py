@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pocketvlm.errors import BundleError, GateError
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.manifest import VariantSpec, check_vision_sizes
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain import probe
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.json"
 _PROBE_COSINE = 0.99
+# What an export compares: conversations, predictions in each, and a text prompt of so many tokens.
+SAMPLES = 2
+STEPS = 24
 TEXT_PROMPT = 32
 
 
@@ -186,11 +189,13 @@ def _whole(
 ) -> WholeQuality:
     pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for sample in samples:
-        tokens = model.generate(sample.embeddings, steps)
-        pairs += _follow(model, stages, sample.embeddings, _vision_swapped(model, stages, sample), tokens)
+        followed = list(model.follow(sample.embeddings, steps, stages.decoder.chunk_size))
+        reference = [logits.numpy() for _, logits in followed]
+        mine = _vision_swapped(model, stages, sample)
+        pairs += _compared(reference, _lowered(stages, mine, [token for token, _ in followed]))
     prompt, rest = list(text[:TEXT_PROMPT]), list(text[TEXT_PROMPT : TEXT_PROMPT + 2 * steps])
     embeddings = model.embed(prompt)
-    text_pairs = _follow(model, stages, embeddings, embeddings[0].numpy(), rest)
+    text_pairs = _compared(_eager(model, embeddings, rest), _lowered(stages, embeddings[0].numpy(), rest))
     targets = rest[: len(text_pairs)]
     pairs += text_pairs
     divergence = [float((np.exp(a) * (a - b)).sum()) for a, b in pairs]
@@ -249,22 +254,30 @@ def _vision_swapped(model: EagerModel, stages: OpenStages, sample: Conversation)
     return swapped
 
 
-def _follow(
-    model: EagerModel, stages: OpenStages, reference: Any, mine: NDArray[np.float32], tokens: Sequence[int]
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Log-probabilities of both sides before each of `tokens`, which are fed to both: to the bundle one by one."""
+def _eager(model: EagerModel, embeddings: Any, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+    """The eager model's logits [V] before each of `tokens`, which follow `embeddings` [1, L, H]."""
+    import torch
+
     from pocketvlm.toolchain.torch_ops import EagerCache
 
-    tokens = tokens[: stages.decoder.capacity - len(mine)]
+    both = [embeddings, model.embed(tokens[:-1])] if len(tokens) > 1 else [embeddings]
+    logits: NDArray[np.float32] = model.decode(torch.cat(both, 1), EagerCache(), all_positions=True)[0].numpy()
+    return list(logits[embeddings.shape[1] - 1 :])
+
+
+def _lowered(stages: OpenStages, embeddings: NDArray[np.float32], tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+    """The bundle's logits [V] before each of `tokens`, as far as its cache goes; they follow `embeddings` [L, H]."""
+    tokens = tokens[: stages.decoder.capacity - len(embeddings)]
     if not tokens:
         return []
-    cache = EagerCache()
-    left = [model.prefill(reference, cache, stages.decoder.chunk_size)[0].numpy()]
-    if len(tokens) > 1:
-        left += list(model.decode(model.embed(tokens[:-1]), cache, all_positions=True)[0].numpy())
-    right = [stages.decoder.prefill(mine).copy()]
-    right += [stages.decoder.step(token).copy() for token in tokens[:-1]]
-    return [(_log_softmax(one), _log_softmax(other)) for one, other in zip(left, right, strict=True)]
+    return [stages.decoder.prefill(embeddings).copy(), *(stages.decoder.step(token).copy() for token in tokens[:-1])]
+
+
+def _compared(
+    reference: Sequence[NDArray[np.float32]], mine: Sequence[NDArray[np.float32]]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Log-probabilities of both sides, as far as the bundle's go."""
+    return [(_log_softmax(one), _log_softmax(other)) for one, other in zip(reference, mine, strict=False)]
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -301,6 +314,7 @@ def verify_bundle(path: Path) -> dict[str, Any]:
         Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}}
         for variant in bundle.manifest.variants:
+            check_vision_sizes(bundle.manifest, variant)
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
             if not isinstance(recorded, dict):
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")

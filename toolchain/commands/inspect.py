@@ -138,6 +138,7 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
     from pocketvlm.toolchain.checkpoint import Checkpoint
     from pocketvlm.toolchain.estimate import estimate
     from pocketvlm.toolchain.export import describe
+    from pocketvlm.toolchain.quantize import calibration
     from pocketvlm.toolchain.recipe import ExportRecipe
     from pocketvlm.toolchain.weights import CanonicalWeights
 
@@ -149,7 +150,8 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
         weights = CanonicalWeights(checkpoint, spec, rename)
         recipe = ExportRecipe()
         tokenizer_bytes = checkpoint.path("tokenizer.json").stat().st_size
-        expected = estimate(spec, recipe, recipe.calibration.tokens, tokenizer_bytes)
+        planned = calibration.plans(spec, calibration.DEFAULT_IMAGES)
+        expected = estimate(spec, recipe, planned, len(calibration.DEFAULT_PROMPTS), tokenizer_bytes)
         found = {
             "kind": "checkpoint",
             "name": checkpoint.name,

@@ -31,6 +31,8 @@ DEFAULT_PROMPTS = (
     "What is the total, and what time is it?",
 )
 MAX_TEXT_BYTES = 64 * 1024 * 1024
+# Tokens of a sequence of calibration text.
+TEXT_LENGTH = 512
 _HELD_OUT_CHARACTERS = 120_000
 
 
@@ -71,10 +73,15 @@ class Pictures:
         return Conversation(image, plan, tokens, pixels, splice(self._model.embed, tokens, [visual]))
 
 
-def longest(builder: PromptBuilder, spec: ModelSpec, images: Iterable[Path], prompts: Iterable[str]) -> int:
-    """Positions that the longest question about the largest image takes, known without the model."""
+def plans(spec: ModelSpec, images: Iterable[Path]) -> list[TilePlan]:
+    """How the images will be cut."""
     sizes = [load_image(path, spec.image).size for path in images]
-    visual = [plan_tiles(width, height, spec.tiling, spec.image_tokens).image_tokens for width, height in sizes]
+    return [plan_tiles(width, height, spec.tiling, spec.image_tokens) for width, height in sizes]
+
+
+def longest(builder: PromptBuilder, planned: Iterable[TilePlan], prompts: Iterable[str]) -> int:
+    """Positions that the longest question about the largest image takes, known without the model."""
+    visual = [plan.image_tokens for plan in planned]
     texts = [sum(len(part) for part in builder.encode(_ask(prompt)).parts if isinstance(part, tuple)) for prompt in prompts]
     return max(visual) + max(texts)
 
