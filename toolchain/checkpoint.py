@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pocketvlm.errors import CheckpointError, UsageError
+from pocketvlm.runtime.memory import drop_mapped_pages
 from pocketvlm.toolchain.hub import download, is_hub_id
 from pocketvlm.toolchain.licence import read_licence
 from pocketvlm.toolchain.safetensors_header import TensorInfo, read_header
@@ -30,6 +31,7 @@ MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_LARGE_JSON_BYTES = 256 * 1024 * 1024
 MAX_TEMPLATE_BYTES = 1024 * 1024
 READABLE_DTYPES = ("BF16", "F16", "F32")
+_READ_AT_ONCE = 1 << 30
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors\Z", re.ASCII)
@@ -59,6 +61,7 @@ class Checkpoint:
         self._root = _allowed_root(directory)
         self._files = ExitStack()
         self._open_files: dict[Path, Any] = {}
+        self._read_bytes = 0
         if not self.path("config.json").is_file():
             hint = "give the directory that save_pretrained wrote, with config.json, tokenizer.json and model.safetensors"
             raise CheckpointError(f"{directory}: no config.json, so this is not a checkpoint", hint)
@@ -153,6 +156,12 @@ class Checkpoint:
             tensor: Tensor = self._open_files[info.file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{info.file}: tensor {name!r} cannot be read: {error}", _DOWNLOAD_AGAIN) from error
+        self._read_bytes += tensor.nbytes
+        if self._read_bytes > _READ_AT_ONCE:
+            # What has been read would otherwise stay mapped, all of the weights in the end.
+            for folder in {file.resolve().parent for file in self._open_files}:
+                drop_mapped_pages(folder)
+            self._read_bytes = 0
         return tensor
 
     def same_values(self, first: str, second: str) -> bool:

@@ -41,4 +41,5 @@ def test_a_3b_model_of_full_size_exports_and_answers(tmp_path: Path) -> None:
     # Never two copies of the model in float32, nor one: three billion parameters are 12 GB in float32.
     assert found["export_peak_gb"] < 12
     assert found["bundle_gb"] < 2.2
+    assert found["answer_peak_gb"] < 3.3
     assert found["rss_after_release_mb"] < found["rss_before_release_mb"]

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pocketvlm.runtime.memory import drop_mapped_pages
+from pocketvlm.toolchain import checkpoint as checkpoint_module
+from pocketvlm.toolchain.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux and Android tell what is mapped, and take advice")
 SIZE = 8 << 20
@@ -51,6 +55,24 @@ def test_a_private_mapping_that_was_written_to_keeps_what_was_written(tmp_path: 
         mapping[5 * mmap.PAGESIZE] = 77
         assert drop_mapped_pages(tmp_path) == 0
         assert mapping[5 * mmap.PAGESIZE] == 77
+
+
+def test_what_was_read_of_a_checkpoint_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"{number}": torch.full((1 << 20,), float(number)) for number in range(4)}
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    weights = tmp_path / "model.safetensors"
+    save_file(tensors, weights)
+    monkeypatch.setattr(checkpoint_module, "_READ_AT_ONCE", 9 << 20)
+    with Checkpoint.open(str(tmp_path)) as checkpoint:
+        resident = []
+        for name, expected in tensors.items():
+            assert torch.equal(checkpoint.tensor(name), expected)
+            resident.append(resident_kb(weights))
+        again = checkpoint.tensor("0")
+        assert torch.equal(again, tensors["0"])
+    assert resident[1] >= 8 << 10
+    assert max(resident) < 16 << 10
 
 
 def test_a_folder_without_mapped_files_is_no_error(tmp_path: Path) -> None:
