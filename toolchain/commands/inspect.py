@@ -12,7 +12,15 @@ from rich.filesize import decimal
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.image import check_image_size
-from pocketvlm.runtime.manifest import MANIFEST_NAME, ImageSpec, ImageTokensSpec, TilingSpec, VariantSpec, to_json
+from pocketvlm.runtime.manifest import (
+    MANIFEST_NAME,
+    ImageSpec,
+    ImageTokensSpec,
+    TilingSpec,
+    VariantSpec,
+    check_vision_sizes,
+    to_json,
+)
 from pocketvlm.runtime.tiling import plan_tiles
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
@@ -58,6 +66,8 @@ def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> 
     bundle = Bundle.open(path, verify=False)
     try:
         manifest = bundle.manifest
+        for variant in manifest.variants:
+            check_vision_sizes(manifest, variant)
         if size is not None:
             _show_plan(size, manifest.image, manifest.tiling, manifest.image_tokens, as_json)
             return
