@@ -310,11 +310,12 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     """
     bundle = Bundle.open(path)
     try:
+        for variant in bundle.manifest.variants:
+            check_vision_sizes(bundle.manifest, variant)
         report = read_report(bundle)
         Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}}
         for variant in bundle.manifest.variants:
-            check_vision_sizes(bundle.manifest, variant)
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
             if not isinstance(recorded, dict):
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")
