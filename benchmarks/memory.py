@@ -16,6 +16,8 @@ from typing import Any
 
 from measure import table
 
+from pocketvlm.errors import PocketVLMError
+
 
 class Steps:
     """Resident memory of this process in MiB after each named step, and its peak during it."""
@@ -97,7 +99,10 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    rows = measure(arguments.bundle, arguments.prompt_tokens, arguments.new_tokens, arguments.threads)
+    try:
+        rows = measure(arguments.bundle, arguments.prompt_tokens, arguments.new_tokens, arguments.threads)
+    except (PocketVLMError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
     print(table(["step", "MiB added", "resident", "peak so far"], rows))
 
 

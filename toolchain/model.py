@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
 from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.torch_ops import EagerCache, Observer, TorchOps, Weights
+from pocketvlm.toolchain.torch_ops import EagerCache, Observer, ReadOnce, TorchOps, Weights
 
 
 class EagerModel:
@@ -21,8 +20,8 @@ class EagerModel:
 
     def __init__(self, spec: ModelSpec, weights: Weights, observe: Observer | None = None) -> None:
         self.spec = spec
-        self._weights = _Reused(weights)
-        self._ops = TorchOps(self._weights, observe)
+        self._weights, self._observe = weights, observe
+        self._ops = TorchOps(weights, observe)
         self._encoder = ENCODERS.load(spec.vision.kind)
         self._connector = CONNECTORS.load(spec.connector.kind)
         self._decoder = DECODERS.load(spec.decoder.kind)
@@ -70,11 +69,11 @@ class EagerModel:
         weights that stream from disk once.
         """
         decoder = self.spec.decoder
-        self._ops.attach_cache(decoder, cache)
         chunks = list(torch.split(embeddings, chunk_size, 1))
         for index in range(decoder.layers):
-            with self._weights.reused():
-                chunks = [self._decoder.layer(self._ops, decoder, chunk, index) for chunk in chunks]
+            ops = TorchOps(ReadOnce(self._weights), self._observe)
+            ops.attach_cache(decoder, cache)
+            chunks = [self._decoder.layer(ops, decoder, chunk, index) for chunk in chunks]
         return self._decoder.logits(self._ops, decoder, chunks[-1])  # type: ignore[no-any-return]
 
     def generate(self, embeddings: Tensor, max_new_tokens: int, *, chunk_size: int = 128) -> list[int]:
@@ -92,26 +91,3 @@ class EagerModel:
             yield token, logits
             if left:
                 logits = self.decode(self.embed([token]), cache)[0]
-
-
-class _Reused:
-    """Weights that are read anew each time, except within `reused`."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self._read: dict[str, Tensor] | None = None
-
-    def __call__(self, name: str) -> Tensor:
-        if self._read is None:
-            return self._weights(name)
-        if name not in self._read:
-            self._read[name] = self._weights(name)
-        return self._read[name]
-
-    @contextmanager
-    def reused(self) -> Iterator[None]:
-        self._read = {}
-        try:
-            yield
-        finally:
-            self._read = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,6 +54,26 @@ class EagerCache:
         """Positions that the cache holds."""
         first = self.keys[0] if self.keys else None
         return 0 if first is None else first.shape[2]
+
+
+class ReadOnce:
+    """Weights of the layer in work, each read once.
+
+    Args:
+        replaced: tensors that take the place of the originals; looked up at every call.
+    """
+
+    def __init__(self, weights: Weights, replaced: Mapping[str, Tensor] | None = None) -> None:
+        self._weights = weights
+        self._replaced: Mapping[str, Tensor] = {} if replaced is None else replaced
+        self._read: dict[str, Tensor] = {}
+
+    def __call__(self, name: str) -> Tensor:
+        if name in self._replaced:
+            return self._replaced[name]
+        if name not in self._read:
+            self._read[name] = self._weights(name)
+        return self._read[name]
 
 
 class TorchOps:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.toolchain.quantize.block import BlockWeights, block_ranges, encode
-from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, Weights
+from pocketvlm.toolchain.torch_ops import EagerCache, ReadOnce, TorchOps, Weights
 
 if TYPE_CHECKING:
     from pocketvlm.toolchain.spec import DecoderSpec
@@ -59,7 +59,7 @@ def quantize_decoder(
     with torch.inference_mode():
         for index in range(spec.layers):
             finished: dict[str, Tensor] = {}
-            current = _Remembered(weights, finished)
+            current = ReadOnce(weights, finished)
             for group in GROUPS:
                 names = [f"decoder.layers.{index}.{name}" for name in group]
                 hessian = _hessian(spec, layer, current, hidden, index, names[0])
@@ -73,20 +73,6 @@ def quantize_decoder(
                 hidden[number] = layer(_ops(spec, current, None), spec, x, index)
             advance(1)
     return done
-
-
-class _Remembered:
-    """Weights of one layer, read once; quantized ones take the place of the originals."""
-
-    def __init__(self, weights: Weights, replaced: dict[str, Tensor]) -> None:
-        self._weights, self._replaced, self._read = weights, replaced, dict[str, Tensor]()
-
-    def __call__(self, name: str) -> Tensor:
-        if name in self._replaced:
-            return self._replaced[name]
-        if name not in self._read:
-            self._read[name] = self._weights(name)
-        return self._read[name]
 
 
 def _ops(spec: DecoderSpec, weights: Weights, observe: Callable[[str, Tensor], None] | None) -> TorchOps:
