@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.errors import BundleError, Cancelled
+from pocketvlm.errors import Cancelled
+from pocketvlm.runtime.decoder_contract import check_contract, decoder_chain, find_tensor, last_size, stage_names
 from pocketvlm.runtime.engines.protocol import Array, BoundRun, EngineSession, dtype_of
 from pocketvlm.runtime.kv_cache import KvCache
-from pocketvlm.runtime.manifest import StageSpec, TensorSpec, VariantSpec
+from pocketvlm.runtime.manifest import TensorSpec, VariantSpec
 from pocketvlm.runtime.trace import Trace
-
-STAGES = ("embed_tokens", "prefill", "decode")
 
 
 class Rows(Protocol):
@@ -33,9 +32,12 @@ class Decoder:
 
     Positions 0 to `length` - 1 are in the cache. Whatever is raised, `length` only counts columns that are whole.
 
+    A call runs a chain of graphs over named buffers: what determines positions, if that is a stage of its own, the parts of
+    prefill or decode, and lm_head, if there is one, for the position whose logits are wanted.
+
     Args:
         variant: the stages' shapes and the cache's.
-        sessions: opened stages: embed_tokens, prefill, decode; two of them may be the same session.
+        sessions: opened graphs by stage name; two of them may be the same session.
         trace: where spans go.
 
     Raises:
@@ -43,29 +45,36 @@ class Decoder:
     """
 
     def __init__(self, variant: VariantSpec, sessions: Mapping[str, EngineSession], trace: Trace | None = None) -> None:
-        stages = {name: variant.stages[name] for name in STAGES}
-        _check_contract(variant)
+        self._chains = {name: decoder_chain(variant, name) for name in ("prefill", "decode")}
+        check_contract(variant, self._chains)
         self.cache = KvCache(variant.kv_cache)
         self.engine_seconds = 0.0
-        self._sessions = {name: sessions[name] for name in STAGES}
+        self._variant = variant
+        self._sessions = {name: sessions[name] for name in stage_names(variant)}
         self._trace = trace if trace is not None else Trace(enabled=False)
         self._columns = variant.kv_cache.protocol == "columns"
-        embeddings = _tensor(stages["decode"].inputs, "embeddings")
-        logits = _tensor(stages["decode"].outputs, "logits")
-        chunk = _tensor(stages["prefill"].inputs, "embeddings").shape[1]
+        embeddings = self._tensor("decode", "embeddings")
+        chunk = self._tensor("prefill", "embeddings").shape[1]
         self._fixed_chunk = isinstance(chunk, int)
-        self._chunk_gives_logits = any(tensor.name == "logits" for tensor in stages["prefill"].outputs)
+        self._has_head = "lm_head" in variant.stages
+        head = variant.stages["lm_head" if self._has_head else self._chains["decode"][-1]]
+        logits = find_tensor(head.outputs, "logits")
+        last = variant.stages[self._chains["prefill"][-1]]
+        self._chunk_gives_logits = any(tensor.name == "logits" for tensor in last.outputs)
         self.chunk_size = chunk if isinstance(chunk, int) else variant.kv_cache.chunk_size
-        self.hidden_size = _last_size(embeddings)
+        self.hidden_size = last_size(embeddings)
         dtype = dtype_of(embeddings.dtype)
         self._chunk = np.zeros((1, self.chunk_size, self.hidden_size), dtype)
         self._row = np.zeros((1, 1, self.hidden_size), dtype)
         self._token = np.zeros((1, 1), np.int64)
         self._past = np.zeros(1, np.int64)
-        self._logits = np.zeros((1, _last_size(logits)), dtype_of(logits.dtype))
+        self._logits = np.zeros((1, last_size(logits)), dtype_of(logits.dtype))
         self._embed_row = self._sessions["embed_tokens"].bind({"token_ids": self._token}, {"embeddings": self._row})
         self._step = self._bind("decode", self._row)
         self._full_chunk = self._bind("prefill", self._chunk)
+        self._head: BoundRun | None = None
+        if self._has_head:
+            self._head = self._sessions["lm_head"].bind({"hidden": self._step.hidden}, {"logits": self._logits})
 
     @property
     def length(self) -> int:
@@ -76,6 +85,11 @@ class Decoder:
     def capacity(self) -> int:
         """Largest number of positions."""
         return self.cache.spec.capacity
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the logits speak of."""
+        return int(self._logits.shape[1])
 
     def reset(self, length: int = 0) -> None:
         """Forget all positions from `length` on."""
@@ -125,6 +139,7 @@ class Decoder:
             self._token[0, 0] = token_id
             self.engine_seconds += self._embed_row.run()
             self._run(self._step, 1)
+            self._run_head()
         logits: NDArray[Any] = self._logits[0]
         return logits
 
@@ -133,11 +148,17 @@ class Decoder:
         for session in self._sessions.values():
             session.cancel()
 
+    def _tensor(self, chain: str, name: str) -> TensorSpec:
+        """The input `name` of the first graph of a chain that has it."""
+        stages = (self._variant.stages[stage] for stage in self._chains[chain])
+        return next(tensor for stage in stages for tensor in stage.inputs if tensor.name == name)
+
     def _prefill_chunk(self, rows: Rows, count: int, total: int) -> None:
         # A graph of fixed length gives the logits of the last place, which may be padding, and some give none. Then the
-        # last token goes through the decode stage instead.
+        # last token goes through the decode stage instead, unless there is a head for any position.
         padded = self._fixed_chunk and count < self.chunk_size
-        last_by_step = self.length + count == total and (padded or not self._chunk_gives_logits)
+        last = self.length + count == total
+        last_by_step = last and not self._has_head and (padded or not self._chunk_gives_logits)
         with self._trace.span("prefill", position=self.length, tokens=count):
             if last_by_step:
                 count -= 1
@@ -147,37 +168,55 @@ class Decoder:
                 short = count < self.chunk_size and not self._fixed_chunk
                 run = self._bind("prefill", self._chunk[:, :count]) if short else self._full_chunk
                 self._run(run, count)
+                if last and self._has_head:
+                    self._step.hidden[0, 0] = run.hidden[0, count - 1]
+                    self._run_head()
             if last_by_step:
                 rows.fill(total - 1, self._row[0])
                 self._run(self._step, 1)
 
-    def _bind(self, stage: str, embeddings: Array) -> _Bound:
-        inputs = {"embeddings": embeddings, "past_length": self._past, **self.cache.past()}
-        spec = self.cache.spec
-        new: dict[str, Array] = {}
-        if self._columns:
-            shape = (1, spec.kv_heads, embeddings.shape[1], spec.head_dim)
-            new = {name.replace("past_", "new_"): np.zeros(shape, dtype_of(spec.dtype)) for name in self.cache.past()}
-        outputs = dict(new if self._columns else self.cache.present())
-        if stage == "decode" or self._chunk_gives_logits:
-            outputs["logits"] = self._logits
-        return _Bound(self._sessions[stage].bind(inputs, outputs), new)
+    def _bind(self, chain: str, embeddings: Array) -> _Bound:
+        values = {"embeddings": embeddings, "past_length": self._past, "logits": self._logits, **self.cache.past()}
+        if not self._columns:
+            values |= self.cache.present()
+        runs = []
+        for name in self._chains[chain]:
+            stage = self._variant.stages[name]
+            for tensor in stage.outputs:
+                if tensor.name not in values:
+                    shape = [embeddings.shape[1] if isinstance(size, str) else size for size in tensor.shape]
+                    values[tensor.name] = np.zeros(shape, dtype_of(tensor.dtype))
+            inputs = {tensor.name: values[tensor.name] for tensor in stage.inputs}
+            runs.append(self._sessions[name].bind(inputs, {tensor.name: values[tensor.name] for tensor in stage.outputs}))
+        new = {name: array for name, array in values.items() if name.startswith("new_")}
+        return _Bound(runs, new, values.get("hidden", self._row))
 
     def _run(self, bound: _Bound, count: int) -> None:
         self._past[0] = self.length
-        self.engine_seconds += bound.run.run()
+        for run in bound.runs:
+            self.engine_seconds += run.run()
         if self._columns:
             self.cache.append(bound.new, count)
         else:
             self.cache.advance(count)
 
+    def _run_head(self) -> None:
+        if self._head is not None:
+            self.engine_seconds += self._head.run()
+
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """A stage on its buffers; `new` are the arrays of the "columns" protocol."""
+    """A chain of graphs on its buffers.
 
-    run: BoundRun
+    Attributes:
+        new: arrays of the "columns" protocol.
+        hidden: last hidden states, for lm_head.
+    """
+
+    runs: list[BoundRun]
     new: dict[str, Array]
+    hidden: Array
 
 
 class _ArrayRows:
@@ -189,43 +228,3 @@ class _ArrayRows:
 
     def fill(self, start: int, out: Array) -> None:
         out[...] = self._array[start : start + len(out)]
-
-
-def _check_contract(variant: VariantSpec) -> None:
-    spec = variant.kv_cache
-    new = "present" if spec.protocol == "in_place" else "new"
-    past = {f"past_{kind}.{layer}" for kind in ("key", "value") for layer in range(spec.layers)}
-    for name in ("prefill", "decode"):
-        stage = variant.stages[name]
-        _require(stage, name, stage.inputs, {"embeddings", "past_length", *past})
-        made = {item.replace("past", new) for item in past}
-        if name == "decode" or any(tensor.name == "logits" for tensor in stage.outputs):
-            made.add("logits")
-        _require(stage, name, stage.outputs, made)
-    _require(variant.stages["embed_tokens"], "embed_tokens", variant.stages["embed_tokens"].inputs, {"token_ids"})
-    _require(variant.stages["embed_tokens"], "embed_tokens", variant.stages["embed_tokens"].outputs, {"embeddings"})
-    chunk = _tensor(variant.stages["prefill"].inputs, "embeddings").shape[1]
-    if isinstance(chunk, int) and spec.protocol == "in_place":
-        # A padded chunk near the end would be written past the capacity.
-        raise BundleError("manifest.json: stage prefill has a fixed length with the in_place cache protocol")
-
-
-def _require(stage: StageSpec, name: str, tensors: tuple[TensorSpec, ...], wanted: set[str]) -> None:
-    found = {tensor.name for tensor in tensors}
-    if found != wanted:
-        difference = ", ".join(sorted(found ^ wanted)[:4])
-        raise BundleError(
-            f"manifest.json: stage {name} ({stage.file}) differs from the decoder's inputs and outputs in {difference}",
-            "export the checkpoint again",
-        )
-
-
-def _tensor(tensors: tuple[TensorSpec, ...], name: str) -> TensorSpec:
-    return next(tensor for tensor in tensors if tensor.name == name)
-
-
-def _last_size(tensor: TensorSpec) -> int:
-    size = tensor.shape[-1] if tensor.shape else ""
-    if not isinstance(size, int):
-        raise BundleError(f"manifest.json: the last dimension of {tensor.name!r} must be a number, not {size!r}")
-    return size

@@ -318,7 +318,7 @@ def _read_newline(bundle: Bundle) -> NDArray[np.float32] | None:
 def _preprocessing_hash(bundle: Bundle, variant: VariantSpec) -> str:
     manifest = bundle.manifest
     names = [manifest.image_tokens.newline] if manifest.image_tokens.newline else []
-    for stage in STAGES:
-        names += [variant.stages[stage].file, *variant.stages[stage].external_data]
+    for stage in (variant.stages[part] for name in STAGES for part in variant.chain(name)):
+        names += [stage.file, *stage.external_data]
     shaping = [asdict(manifest.tiling), asdict(manifest.image), asdict(manifest.image_tokens), list(map(bundle.sha256, names))]
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

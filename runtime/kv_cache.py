@@ -13,6 +13,8 @@ from pocketvlm.runtime.manifest import KvCacheSpec
 class KvCache:
     """Buffers past_key.<i>, past_value.<i> of shape [1, kv_heads, capacity, head_dim], and how much of them is valid.
 
+    Keys may be transposed: [1, kv_heads, head_dim, capacity].
+
     Columns from `length` on are free: they may hold leftovers, which no graph reads. Memory is touched (and so counted
     as resident) only as far as it has been written.
     """
@@ -22,7 +24,8 @@ class KvCache:
         dtype = dtype_of(spec.dtype)
         self.spec = spec
         self.length = 0
-        self._keys = [np.zeros(shape, dtype) for _ in range(spec.layers)]
+        key_shape = (*shape[:2], shape[3], shape[2]) if spec.keys_transposed else shape
+        self._keys = [np.zeros(key_shape, dtype) for _ in range(spec.layers)]
         self._values = [np.zeros(shape, dtype) for _ in range(spec.layers)]
 
     @property
@@ -51,13 +54,18 @@ class KvCache:
     def append(self, columns: Mapping[str, Array], count: int) -> None:
         """Copy the first `count` columns of new_key.<i>, new_value.<i> [1, kv_heads, >= count, head_dim] and count them.
 
+        Transposed keys come as [1, kv_heads, head_dim, >= count].
+
         Raises:
             ValueError: they do not fit.
         """
         start = self.length
         self.advance(count)
         for layer, (key, value) in enumerate(zip(self._keys, self._values, strict=True)):
-            key[:, :, start : start + count] = columns[f"new_key.{layer}"][:, :, :count]
+            if self.spec.keys_transposed:
+                key[..., start : start + count] = columns[f"new_key.{layer}"][..., :count]
+            else:
+                key[:, :, start : start + count] = columns[f"new_key.{layer}"][:, :, :count]
             value[:, :, start : start + count] = columns[f"new_value.{layer}"][:, :, :count]
 
     def truncate(self, length: int) -> None:

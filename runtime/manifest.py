@@ -19,7 +19,7 @@ from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.strict_json import decode
 
 SCHEMA_MAJOR = 1
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
 MANIFEST_NAME = "manifest.json"
 MANIFEST_HASH_NAME = "manifest.json.sha256"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
@@ -186,7 +186,10 @@ class TensorSpec:
 class StageSpec:
     """One graph of a variant. Two stages may name the same file: it is opened once.
 
-    `external_data` lists further files that the graph refers to.
+    Attributes:
+        external_data: further files that the graph refers to.
+        kernels: what it runs, where that is known: kernel -> how often.
+        engine, engine_options: where they differ from the variant's; options belong to the engine.
     """
 
     file: str
@@ -194,6 +197,8 @@ class StageSpec:
     outputs: tuple[TensorSpec, ...]
     external_data: tuple[str, ...] = ()
     kernels: dict[str, int] = field(default_factory=dict)
+    engine: str = ""
+    engine_options: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,7 @@ class KvCacheSpec:
     """The decoder's cache. Buffers past_key.<i>, past_value.<i> of shape [1, kv_heads, capacity, head_dim].
 
     Attributes:
+        keys_transposed: keys lie as [1, kv_heads, head_dim, capacity].
         protocol: "in_place": outputs present_key.<i> and present_value.<i> are bound to the same buffers and the
             graph writes the new columns itself; "columns": the graph returns the new columns, the runtime writes
             them.
@@ -215,13 +221,35 @@ class KvCacheSpec:
     head_dim: int
     capacity: int
     chunk_size: int
+    keys_transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """The device that a variant's binaries were compiled for.
+
+    Attributes:
+        soc: its name, as Android's `ro.soc.model` gives it.
+        soc_model: Qualcomm's number for it.
+        architecture: version of its Hexagon tensor processor.
+        qairt: version of Qualcomm's compiler; the device's runtime must not be older.
+    """
+
+    soc: str
+    soc_model: int
+    architecture: int
+    qairt: str
 
 
 @dataclass(frozen=True, slots=True)
 class VariantSpec:
     """The stages of one compile target.
 
-    `stages` keys: patch_embed, vision_encoder, connector, fusion (optional), embed_tokens, prefill, decode.
+    Attributes:
+        stages: patch_embed, vision_encoder, connector, fusion (optional), embed_tokens, prefill, decode, and, where a
+            target needs them, prefill_positions and decode_positions (run before prefill and decode) and lm_head (run after
+            them on one position). A stage in parts is listed as prefill.0, prefill.1, ...: `chain` puts them in order.
+        device: what the binaries need; None: any machine that has the engine.
     """
 
     name: str
@@ -233,6 +261,21 @@ class VariantSpec:
     stages: dict[str, StageSpec]
     kv_cache: KvCacheSpec
     toolchain: dict[str, str]
+    device: DeviceSpec | None = None
+
+    def chain(self, name: str) -> tuple[str, ...]:
+        """The graphs of a stage in the order in which they run; empty if there is no such stage."""
+        if name in self.stages:
+            return (name,)
+        parts: list[str] = []
+        while f"{name}.{len(parts)}" in self.stages:
+            parts.append(f"{name}.{len(parts)}")
+        return tuple(parts)
+
+    def engine_of(self, stage: str) -> tuple[str, dict[str, str]]:
+        """Engine and its options for one graph."""
+        spec = self.stages[stage]
+        return (spec.engine, spec.engine_options) if spec.engine else (self.engine, self.engine_options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +454,8 @@ def _check_variant(variant: VariantSpec) -> None:
             raise BundleError(f"manifest.json: variant {variant.name!r}: {name} is {value}, not between 1 and {most}")
     for name, stage in variant.stages.items():
         where = f"manifest.json: variant {variant.name!r}, stage {name}"
+        if stage.engine_options and not stage.engine:
+            raise BundleError(f"{where} has engine_options without an engine", "export the checkpoint again")
         if not stage.inputs or not stage.outputs:
             raise BundleError(f"{where} has no inputs or no outputs")
         for tensor in (*stage.inputs, *stage.outputs):

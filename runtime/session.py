@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Self, get_args
 
 from pocketvlm.errors import BundleError, UsageError
-from pocketvlm.runtime import decoder as decoder_module
 from pocketvlm.runtime import vision as vision_module
 from pocketvlm.runtime.answer import Answer, Messages, Workshop
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.chat import ChatStream, Turn
 from pocketvlm.runtime.decoder import Decoder
+from pocketvlm.runtime.decoder_contract import STAGES as DECODER_STAGES
+from pocketvlm.runtime.decoder_contract import stage_names
 from pocketvlm.runtime.encoding import EncodedImage, ImageEncoder, Release, ReleasePolicy
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.protocol import EngineSession
@@ -77,7 +78,7 @@ class VlmSession:
         manifest = bundle.manifest
         sessions = _Sessions(bundle, variant, threads)
         vision = VisionEncoder(
-            variant.stages,
+            variant,
             # The producer's patch embedding is small, and shares the cores with the stages that it feeds.
             lambda stage: sessions.open(stage, 1 if overlap and stage == "patch_embed" else threads),
             batch=vision_batch or variant.vision_batch,
@@ -89,7 +90,7 @@ class VlmSession:
             tokenizer = Tokenizer.of(bundle)
             prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.add_special_tokens)
             try:
-                decoder = Decoder(variant, {name: sessions.shared(name) for name in decoder_module.STAGES}, self._trace)
+                decoder = Decoder(variant, {name: sessions.shared(name) for name in stage_names(variant)}, self._trace)
                 vision.load()
             except BaseException:
                 sessions.close()
@@ -277,7 +278,7 @@ class _Sessions:
         self._bundle = bundle
         self._variant = variant
         self._threads = threads
-        self._engine = load_engine(variant.engine)
+        self._engines = {name: load_engine(name) for name in {variant.engine_of(stage)[0] for stage in variant.stages}}
         self._shared: dict[Path, EngineSession] = {}
         self._verified = {stage: self._files_of(stage) for stage in variant.stages}
 
@@ -293,7 +294,8 @@ class _Sessions:
                 f"{self._bundle.directory}: replaced or changed since it was opened", "close the session and open it again"
             )
         path = self._bundle.path(self._variant.stages[stage].file)
-        return self._engine.open(path, self._variant.engine_options, threads)
+        engine, options = self._variant.engine_of(stage)
+        return self._engines[engine].open(path, options, threads)
 
     def _files_of(self, stage: str) -> list[tuple[int, int, int, int] | None]:
         """What tells each file of a stage from any other that may stand in its place."""
@@ -332,13 +334,14 @@ def _check_options(
         raise UsageError(f"threads is {threads}", f"it must be at most {most} on this machine of {os.cpu_count()} processors")
     if release not in get_args(ReleasePolicy):
         raise UsageError(f"release is {release!r}", f"it must be one of {', '.join(get_args(ReleasePolicy))}")
-    for stage in (*vision_module.STAGES, *decoder_module.STAGES):
-        if stage not in variant.stages:
+    for stage in (*vision_module.STAGES, *DECODER_STAGES):
+        if not variant.chain(stage):
             raise BundleError(f"manifest.json: variant {variant.name!r} has no stage {stage!r}", "export the checkpoint again")
-    unknown = variant.stages.keys() - {*vision_module.STAGES, *decoder_module.STAGES}
+    known = {part for stage in vision_module.STAGES for part in variant.chain(stage)} | {*stage_names(variant)}
+    unknown = variant.stages.keys() - known
     if unknown:
         raise BundleError(f"manifest.json: variant {variant.name!r} needs stages {sorted(unknown)}", "update PocketVLM")
-    fixed = variant.stages["vision_encoder"].inputs[0].shape[0]
+    fixed = variant.stages[variant.chain("vision_encoder")[0]].inputs[0].shape[0]
     if vision_batch is not None and isinstance(fixed, int) and vision_batch % fixed:
         raise UsageError(
             f"vision_batch is {vision_batch}",

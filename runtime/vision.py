@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pocketvlm.errors import BundleError, Cancelled
 from pocketvlm.runtime.engines.protocol import Array, EngineSession
-from pocketvlm.runtime.manifest import StageSpec
+from pocketvlm.runtime.manifest import StageSpec, VariantSpec
 from pocketvlm.runtime.trace import Trace
 
 STAGES = ("patch_embed", "vision_encoder", "connector")
@@ -33,8 +33,8 @@ class VisionEncoder:
     vision_encoder and connector on the current one (BlueLM-V-3B, section 3.2).
 
     Args:
-        stages: shapes of patch_embed, vision_encoder and connector. A fixed batch size is filled up with zeros.
-        open_session: opens a stage by name.
+        variant: shapes of patch_embed, vision_encoder and connector. A fixed batch size is filled up with zeros.
+        open_session: opens a graph by its name among the variant's stages.
         batch: tiles per batch.
 
     Raises:
@@ -43,18 +43,17 @@ class VisionEncoder:
 
     def __init__(
         self,
-        stages: Mapping[str, StageSpec],
+        variant: VariantSpec,
         open_session: Callable[[str], EngineSession],
         *,
         batch: int,
         overlap: bool = True,
         trace: Trace | None = None,
     ) -> None:
-        self._stages = {name: stages[name] for name in STAGES}
-        for name, stage in self._stages.items():
-            found = [tensor.name for tensor in (*stage.inputs, *stage.outputs)]
-            if found != list(_TENSORS[name]):
-                raise BundleError(f"manifest.json: stage {name} ({stage.file}) has {found}, expected {_TENSORS[name]}")
+        self._chains = {name: variant.chain(name) for name in STAGES}
+        self._stages = variant.stages
+        for name, chain in self._chains.items():
+            _check_chain(name, [variant.stages[part] for part in chain])
         self._open_session = open_session
         self._batch = batch
         self._overlap = overlap
@@ -105,7 +104,7 @@ class VisionEncoder:
             return
         opened: dict[str, EngineSession] = {}
         try:
-            for name in STAGES:
+            for name in graph_names(self._chains):
                 with self._trace.span("load", stage=name):
                     opened[name] = self._open_session(name)
         except BaseException:
@@ -151,7 +150,8 @@ class VisionEncoder:
         if cancelled():
             raise Cancelled("the image encoding was cancelled")
         with self._trace.span(stage, batch=batch, tiles=len(values)):
-            return run_stage(self._sessions[stage], self._stages[stage], values)
+            chain = self._chains[stage]
+            return run_stage([self._sessions[part] for part in chain], [self._stages[part] for part in chain], values)
 
 
 class ImageCache:
@@ -181,12 +181,39 @@ class ImageCache:
                 self._bytes -= self._items.popitem(last=False)[1].nbytes
 
 
-def run_stage(session: EngineSession, stage: StageSpec, values: Array) -> Array:
-    """Outputs of a vision stage for `values` [n, ...]; a fixed batch is filled up with zeros, whose results are dropped."""
-    source, target = stage.inputs[0], stage.outputs[0]
+def graph_names(chains: Mapping[str, Sequence[str]]) -> list[str]:
+    """All graphs of the vision stages, in the order in which they run."""
+    return [part for name in STAGES for part in chains[name]]
+
+
+def _check_chain(name: str, stages: Sequence[StageSpec]) -> None:
+    """Refuse a stage that does not lead from its input to its output, one tensor each, through its parts.
+
+    Raises:
+        BundleError: naming the graph and the tensors.
+    """
+    source, target = _TENSORS[name]
+    known = {source}
+    for stage in stages:
+        found = [tensor.name for tensor in stage.inputs]
+        if not known.issuperset(found):
+            raise BundleError(f"manifest.json: stage {name} ({stage.file}) takes {found}, expected some of {sorted(known)}")
+        known |= {tensor.name for tensor in stage.outputs}
+    last = [tensor.name for tensor in stages[-1].outputs]
+    if stages[0].inputs[0].name != source or last != [target]:
+        raise BundleError(f"manifest.json: stage {name} ({stages[-1].file}) gives {last}, expected {target!r} of {source!r}")
+
+
+def run_stage(sessions: Sequence[EngineSession], stages: Sequence[StageSpec], values: Array) -> Array:
+    """Output of a vision stage for `values` [n, ...]; a fixed batch is filled up with zeros, whose results are dropped.
+
+    Args:
+        sessions, stages: the parts of the stage, in order.
+    """
+    source = stages[0].inputs[0]
     size = source.shape[0]
     if not isinstance(size, int):
-        return session.run({source.name: values})[target.name]
+        return _run_parts(sessions, stages, values)
     results: list[NDArray[Any]] = []
     for start in range(0, len(values), size):
         part = values[start : start + size]
@@ -195,5 +222,12 @@ def run_stage(session: EngineSession, stage: StageSpec, values: Array) -> Array:
             full = np.concatenate([part, padding])
         else:
             full = part
-        results.append(session.run({source.name: full})[target.name][: len(part)])
+        results.append(_run_parts(sessions, stages, full)[: len(part)])
     return np.concatenate(results)
+
+
+def _run_parts(sessions: Sequence[EngineSession], stages: Sequence[StageSpec], values: Array) -> Array:
+    known = {stages[0].inputs[0].name: values}
+    for session, stage in zip(sessions, stages, strict=True):
+        known |= session.run({tensor.name: known[tensor.name] for tensor in stage.inputs})
+    return known[stages[-1].outputs[0].name]

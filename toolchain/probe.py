@@ -20,7 +20,7 @@ def record(variant: VariantSpec, root: Path) -> dict[str, tuple[float, ...]]:
     with open_stages(variant, root) as stages:
         found = {}
         for name in VISION_STAGES:
-            tensor = variant.stages[name].inputs[0]
+            tensor = variant.stages[variant.chain(name)[0]].inputs[0]
             found[name] = _spread(stages.run(name, _wave(tensor)))
         found |= _decoder(stages)
     return found
@@ -28,8 +28,7 @@ def record(variant: VariantSpec, root: Path) -> dict[str, tuple[float, ...]]:
 
 def _decoder(stages: OpenStages) -> dict[str, tuple[float, ...]]:
     decoder = stages.decoder
-    vocabulary = stages.variant.stages["decode"].outputs[0].shape[1]
-    assert isinstance(vocabulary, int)
+    vocabulary = decoder.vocab_size
     count = min(_PROMPT, decoder.capacity - 1)
     embeddings = decoder.embed([(7 * index + 3) % vocabulary for index in range(count)])
     found = {"embed_tokens": _spread(embeddings)}

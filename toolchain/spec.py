@@ -43,6 +43,11 @@ class VisionSpec:
     final_norm: bool = False
 
     @property
+    def blocks(self) -> int:
+        """Blocks that are run and exported: those behind the last feature layer are not."""
+        return max(self.feature_layers)
+
+    @property
     def patches_per_side(self) -> int:
         """Patches along one side of a tile."""
         return self.image_size // self.patch_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pocketvlm.runtime.manifest import KvCacheSpec, TensorSpec
-from pocketvlm.toolchain import decoders
+from pocketvlm.toolchain import decoders, encoders
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.encoders import ENCODERS
 from pocketvlm.toolchain.spec import ModelSpec
@@ -42,7 +42,7 @@ def vision_stages(spec: ModelSpec, batch: int | str) -> list[Stage]:
     tokens = TensorSpec("tokens", "float32", (batch, count, spec.decoder.hidden_size))
     return [
         Stage("patch_embed", pixels, patches, lambda ops, x: encoder.patch_embed(ops, vision, x), "vision"),
-        Stage("vision_encoder", patches, features, lambda ops, x: encoder.blocks(ops, vision, x), "vision"),
+        Stage("vision_encoder", patches, features, lambda ops, x: encoders.blocks(ops, vision, x), "vision"),
         Stage("connector", features, tokens, lambda ops, x: connector.connect(ops, spec.connector, x), "vision"),
     ]
 

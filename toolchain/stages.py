@@ -32,21 +32,22 @@ class OpenStages:
 
         The batches matter: the last digits of INT8 activations depend on what else a call computes.
         """
-        batch, stage, session = self.variant.vision_batch, self.variant.stages[name], self.sessions[name]
-        parts = [run_stage(session, stage, values[start : start + batch]) for start in range(0, len(values), batch)]
+        batch, chain = self.variant.vision_batch, self.variant.chain(name)
+        sessions, stages = [self.sessions[part] for part in chain], [self.variant.stages[part] for part in chain]
+        parts = [run_stage(sessions, stages, values[start : start + batch]) for start in range(0, len(values), batch)]
         return np.concatenate(parts)
 
 
 @contextmanager
 def open_stages(variant: VariantSpec, root: Path, threads: int | None = None) -> Iterator[OpenStages]:
     """Open every stage of `variant`, whose files lie under `root`; equal files are opened once."""
-    engine = load_engine(variant.engine)
     with ExitStack() as stack:
         by_file: dict[str, EngineSession] = {}
         sessions = {}
         for name, stage in variant.stages.items():
             if stage.file not in by_file:
-                by_file[stage.file] = engine.open(root / stage.file, variant.engine_options, threads)
+                engine, options = variant.engine_of(name)
+                by_file[stage.file] = load_engine(engine).open(root / stage.file, options, threads)
                 stack.callback(by_file[stage.file].close)
             sessions[name] = by_file[stage.file]
         yield OpenStages(variant, sessions, Decoder(variant, sessions))

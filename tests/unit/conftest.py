@@ -89,6 +89,10 @@ def vision_stages(batch: int | str = "B") -> dict[str, StageSpec]:
     }
 
 
+def vision_variant(stages: dict[str, StageSpec]) -> VariantSpec:
+    return VariantSpec("v", "t", "fp32", "fake", {}, 4, stages, kv_spec(), {})
+
+
 def write_tokenizer(path: Path) -> None:
     words = ["<unk>", "<user>", "<end>", "<image>", "<bot>", *(f"w{index}" for index in range(5, VOCABULARY))]
     built = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
@@ -186,6 +190,7 @@ def contract() -> Any:
         tensor = staticmethod(tensor)
         decoder_stages = staticmethod(decoder_stages)
         vision_stages = staticmethod(vision_stages)
+        vision_variant = staticmethod(vision_variant)
         write_manifest = staticmethod(write_manifest)
         write_script = staticmethod(write_script)
 

@@ -39,6 +39,7 @@ from pocketvlm.runtime.manifest import ImageTokensSpec, TensorSpec, TilingSpec
 from pocketvlm.runtime.metrics import Metrics
 from pocketvlm.runtime.prompt import ImageSlot, PromptBuilder
 from pocketvlm.runtime.tokenizer import Tokenizer as RuntimeTokenizer
+from pocketvlm.toolchain import encoders
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
@@ -384,13 +385,13 @@ def test_contributed_encoder_gives_the_features_of_transformers(tmp_path: Path) 
         output = model(pixel_values=pixels, output_hidden_states=True)
         expected = torch.cat([output.hidden_states[1], output.last_hidden_state], 2)
         ops = TorchOps(weights.__getitem__)
-        eager = encoder.blocks(ops, spec, encoder.patch_embed(ops, spec, pixels))
+        eager = encoders.blocks(ops, spec, encoder.patch_embed(ops, spec, pixels))
     torch.testing.assert_close(eager, expected, rtol=1e-4, atol=1e-4)
     with TensorFile(tmp_path / "weights.data") as tensors:
         graph = GraphWriter("tower", tensors)
         lowered = OrtOps(graph, weights.__getitem__, Scheme("float32"))
         source = graph.input(TensorSpec("pixels", "float32", ("batch", 3, 28, 28)))
-        graph.rename_output(encoder.blocks(lowered, spec, encoder.patch_embed(lowered, spec, source)), "features")
+        graph.rename_output(encoders.blocks(lowered, spec, encoder.patch_embed(lowered, spec, source)), "features")
         graph.output(TensorSpec("features", "float32", ("batch", spec.feature_count, spec.feature_size)))
     graph.save(tmp_path / "tower.onnx")
     options = onnxruntime.SessionOptions()

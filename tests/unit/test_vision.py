@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pocketvlm.errors import BundleError, Cancelled
+from pocketvlm.runtime.manifest import StageSpec
 from pocketvlm.runtime.trace import Trace
 from pocketvlm.runtime.vision import ImageCache, VisionEncoder
 
@@ -49,7 +50,7 @@ def stage_table(patch: Any = None, vision: Any = None) -> dict[str, Stage]:
 
 def encoder(contract: Any, table: dict[str, Stage], **options: Any) -> VisionEncoder:
     size = options.pop("size", "B")
-    return VisionEncoder(contract.vision_stages(size), table.__getitem__, **{"batch": 4, **options})
+    return VisionEncoder(contract.vision_variant(contract.vision_stages(size)), table.__getitem__, **{"batch": 4, **options})
 
 
 def tiles(count: int) -> Any:
@@ -140,7 +141,7 @@ def test_released_stages_are_closed_and_opened_again(contract: Any) -> None:
         opened.append(stage_table()[name])
         return opened[-1]
 
-    vision = VisionEncoder(contract.vision_stages(), open_stage, batch=4)  # type: ignore[arg-type]
+    vision = VisionEncoder(contract.vision_variant(contract.vision_stages()), open_stage, batch=4)  # type: ignore[arg-type]
     assert not vision.loaded
     vision.encode(tiles(1))
     vision.release()
@@ -158,7 +159,7 @@ def test_a_stage_that_fails_to_open_closes_the_others(contract: Any) -> None:
             raise BundleError("damaged")
         return table[name]
 
-    vision = VisionEncoder(contract.vision_stages(), open_stage, batch=4)  # type: ignore[arg-type]
+    vision = VisionEncoder(contract.vision_variant(contract.vision_stages()), open_stage, batch=4)  # type: ignore[arg-type]
     with pytest.raises(BundleError, match="damaged"):
         vision.load()
     assert table["patch_embed"].closed
@@ -180,7 +181,28 @@ def test_stages_with_other_names_are_refused(contract: Any) -> None:
     stages = contract.vision_stages()
     stages["connector"] = stages["vision_encoder"]
     with pytest.raises(BundleError, match="stage connector"):
-        VisionEncoder(stages, stage_table().__getitem__, batch=1)
+        VisionEncoder(contract.vision_variant(stages), stage_table().__getitem__, batch=1)
+
+
+def test_a_stage_in_parts_passes_on_what_later_parts_take(contract: Any) -> None:
+    hidden = contract.tensor("hidden.1", "float32", 2, 2, 3)
+    stages = contract.vision_stages(2)
+    patches, features = stages["vision_encoder"].inputs[0], stages["vision_encoder"].outputs[0]
+    del stages["vision_encoder"]
+    stages["vision_encoder.0"] = StageSpec("v/0", (patches,), (hidden,))
+    stages["vision_encoder.1"] = StageSpec("v/1", (hidden, patches), (features,))
+
+    class Sum(Stage):
+        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            return {"features": inputs["hidden.1"] + inputs["patches"]}
+
+    table = stage_table()
+    table |= {"vision_encoder.0": Stage("patches", "hidden.1", 10), "vision_encoder.1": Sum("", "", 0)}
+    vision = VisionEncoder(contract.vision_variant(stages), table.__getitem__, batch=4)
+    np.testing.assert_array_equal(vision.encode(tiles(3)), 2 * (tiles(3) + 1) + 110)
+    stages["vision_encoder.1"] = StageSpec("v/1", (contract.tensor("other", "float32", 2, 2, 3),), (features,))
+    with pytest.raises(BundleError, match=r"v/1.*takes \['other'\]"):
+        VisionEncoder(contract.vision_variant(stages), table.__getitem__, batch=4)
 
 
 def test_the_cache_drops_what_was_used_longest_ago() -> None:

@@ -24,6 +24,7 @@ DTYPES = {
     "float16": TensorProto.FLOAT16,
     "int8": TensorProto.INT8,
     "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
     "int32": TensorProto.INT32,
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
@@ -48,12 +49,17 @@ class TensorFile:
         """The tensor of that name, if it was written before."""
         return self._known.get(name)
 
-    def write(self, name: str, array: NDArray[Any]) -> TensorProto:
-        """Append `array` and return the initializer that refers to it."""
+    def write(self, name: str, array: NDArray[Any], like: TensorProto | None = None) -> TensorProto:
+        """Append `array` and return the initializer that refers to it.
+
+        Args:
+            like: type and dimensions, where they are not the array's: of packed bytes.
+        """
         offset = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
         self._file.write(b"\0" * (offset - self._file.tell()))
         np.ascontiguousarray(array).tofile(self._file)
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype) if like is None else like.data_type
+        tensor = TensorProto(name=name, data_type=kind, dims=array.shape if like is None else like.dims)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", self.path.name), ("offset", str(offset)), ("length", str(array.nbytes))):
             tensor.external_data.add(key=key, value=value)
@@ -134,6 +140,13 @@ class GraphWriter:
             self._initializers[name] = known
         return name if name in self._initializers else None
 
+    def packed_weight(self, name: str, packed: NDArray[np.uint8], kind: int, shape: Sequence[int]) -> str:
+        """A parameter of less than a byte an element: its packed bytes, ONNX type and shape."""
+        if self.shared_weight(name) is None:
+            like = TensorProto(data_type=kind, dims=shape)
+            self._initializers[name] = self.tensors.write(name, packed, like)
+        return name
+
     def reshaped_weight(self, name: str, shape: tuple[int, ...]) -> str:
         """The same bytes as the parameter `name`, with other dimensions.
 
@@ -158,10 +171,10 @@ class GraphWriter:
         """Whether any parameter lies in the external file."""
         return any(tensor.data_location == TensorProto.EXTERNAL for tensor in self._initializers.values())
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, opset: int = OPSET) -> None:
         """Write the model; the same calls always give the same bytes."""
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, list(self._initializers.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pocketvlm")
         path.write_bytes(model.SerializeToString(deterministic=True))
 

@@ -6,6 +6,9 @@ from pocketvlm.toolchain.encoders import vit
 from pocketvlm.toolchain.ops import Ops, V
 from pocketvlm.toolchain.spec import VisionSpec
 
+block = vit.block
+finish = vit.finish
+
 
 def parameters(spec: VisionSpec) -> vit.Shapes:
     """Canonical names and shapes of all parameters."""
@@ -17,7 +20,7 @@ def parameters(spec: VisionSpec) -> vit.Shapes:
         "vision.pre_norm.weight": (width,),
         "vision.pre_norm.bias": (width,),
     }
-    return shapes | vit.block_parameters(spec, vit.blocks_needed(spec))
+    return shapes | vit.block_parameters(spec, spec.blocks)
 
 
 def patch_embed(ops: Ops[V], spec: VisionSpec, pixels: V) -> V:
@@ -25,8 +28,3 @@ def patch_embed(ops: Ops[V], spec: VisionSpec, pixels: V) -> V:
     patches = ops.patch_convolution(pixels, "vision.patch", stride=spec.patch_size, bias=False)
     sequence = ops.add_parameter(ops.prepend_parameter(patches, "vision.class_token"), "vision.position")
     return ops.layer_norm(sequence, "vision.pre_norm", eps=spec.norm_eps)
-
-
-def blocks(ops: Ops[V], spec: VisionSpec, patches: V) -> V:
-    """Embeddings [B, N + 1, D] -> features [B, N, D'] (or N + 1, when the class token is kept)."""
-    return vit.features(ops, spec, patches)

@@ -6,6 +6,9 @@ from pocketvlm.toolchain.encoders import vit
 from pocketvlm.toolchain.ops import Ops, V
 from pocketvlm.toolchain.spec import VisionSpec
 
+block = vit.block
+finish = vit.finish
+
 
 def parameters(spec: VisionSpec) -> vit.Shapes:
     """Canonical names and shapes of all parameters."""
@@ -14,7 +17,7 @@ def parameters(spec: VisionSpec) -> vit.Shapes:
         "vision.patch.weight": (width, 3, spec.patch_size, spec.patch_size),
         "vision.patch.bias": (width,),
         "vision.position": (spec.sequence_length, width),
-    } | vit.block_parameters(spec, vit.blocks_needed(spec))
+    } | vit.block_parameters(spec, spec.blocks)
     if spec.final_norm:
         shapes |= {"vision.final_norm.weight": (width,), "vision.final_norm.bias": (width,)}
     return shapes
@@ -24,8 +27,3 @@ def patch_embed(ops: Ops[V], spec: VisionSpec, pixels: V) -> V:
     """Pixels [B, 3, S, S] -> patch embeddings [B, N, D], positions included."""
     patches = ops.patch_convolution(pixels, "vision.patch", stride=spec.patch_size, bias=True)
     return ops.add_parameter(patches, "vision.position")
-
-
-def blocks(ops: Ops[V], spec: VisionSpec, patches: V) -> V:
-    """Patch embeddings [B, N, D] -> features [B, N, D']."""
-    return vit.features(ops, spec, patches)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pocketvlm.toolchain.ops import Ops, V
 from pocketvlm.toolchain.spec import VisionSpec
 
@@ -23,11 +25,6 @@ def block_parameters(spec: VisionSpec, count: int) -> Shapes:
     return shapes
 
 
-def blocks_needed(spec: VisionSpec) -> int:
-    """Blocks behind the last feature layer are never run and never exported."""
-    return max(spec.feature_layers)
-
-
 def block(ops: Ops[V], spec: VisionSpec, x: V, index: int) -> V:
     """One block: x [B, L, D] -> [B, L, D]."""
     prefix = f"vision.layers.{index}"
@@ -40,13 +37,8 @@ def block(ops: Ops[V], spec: VisionSpec, x: V, index: int) -> V:
     return ops.add(x, ops.linear(inner, f"{prefix}.down", bias=True))
 
 
-def features(ops: Ops[V], spec: VisionSpec, patches: V) -> V:
-    """Embedded patches [B, L, D] -> the chosen hidden states [B, L', D * number of feature layers]."""
-    states = {0: patches}
-    x = patches
-    for index in range(blocks_needed(spec)):
-        x = block(ops, spec, x, index)
-        states[index + 1] = x
+def finish(ops: Ops[V], spec: VisionSpec, states: Mapping[int, V]) -> V:
+    """Hidden states [B, L, D] of the feature layers -> features [B, L', D * number of feature layers]."""
     chosen = [states[layer] for layer in spec.feature_layers]
     if spec.final_norm:
         chosen[-1] = ops.layer_norm(chosen[-1], "vision.final_norm", eps=spec.norm_eps)
