@@ -19,7 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime.devices import check_device
 from pocketvlm.runtime.engines import load_engine
+from pocketvlm.runtime.engines.qnn_provider import emulated
 from pocketvlm.runtime.manifest import (
     MANIFEST_HASH_NAME,
     MANIFEST_NAME,
@@ -32,6 +34,7 @@ from pocketvlm.runtime.manifest import (
     manifest_hash,
     parse_manifest,
 )
+from pocketvlm.runtime.placement import place
 
 _COPY_AGAIN = "copy the bundle again or export it again"
 _BLOCK = 1 << 20
@@ -82,33 +85,47 @@ class Bundle:
             raise
 
     def variant(self, target: str | None = None) -> VariantSpec:
-        """The variant for a target or of that name; without one, the first whose engine runs here.
+        """The variant for a target or of that name; without one, the first that this machine is made for.
+
+        Args:
+            target: "qnn:SM8750+ort-cpu" takes the vision stages of the former and the language model of the latter. A variant
+                for a device that is only emulated here is taken when it is asked for.
 
         Raises:
             UsageError: the bundle has no such variant.
-            EnvironmentFault: none of its engines runs here.
+            EnvironmentFault: none of its engines runs here, or the variant was compiled for another device.
             BundleError: its vision stages do not fit the manifest.
         """
-        chosen = self._choose(target)
+        if target is None:
+            chosen = self._first()
+        else:
+            vision_target, _, decoder_target = target.partition("+")
+            chosen = place(self._named(vision_target), self._named(decoder_target or vision_target))
         check_vision_sizes(self.manifest, chosen)
         return chosen
 
-    def _choose(self, target: str | None) -> VariantSpec:
+    def _named(self, target: str) -> VariantSpec:
         variants = self.manifest.variants
-        if target is not None:
-            for variant in variants:
-                if target in (variant.name, variant.target):
-                    return variant
-            known = ", ".join(dict.fromkeys(variant.target for variant in variants))
-            raise UsageError(f"the bundle has no variant for {target!r}", f"it has {known}")
-        reasons = []
         for variant in variants:
+            if target in (variant.name, variant.target):
+                load_engine(variant.engine)
+                check_device(variant)
+                return variant
+        known = ", ".join(dict.fromkeys(variant.target for variant in variants))
+        raise UsageError(f"the bundle has no variant for {target!r}", f"it has {known}")
+
+    def _first(self) -> VariantSpec:
+        reasons = []
+        for variant in self.manifest.variants:
             try:
                 load_engine(variant.engine)
+                check_device(variant)
             except (BundleError, EnvironmentFault) as error:
                 reasons.append(f"{variant.name}: {error.message}")
-            else:
+                continue
+            if variant.device is None or not emulated():
                 return variant
+            reasons.append(f"{variant.name}: {variant.device.soc} is only emulated here, ask for it by name")
         raise EnvironmentFault(
             f"no variant of the bundle runs here: {'; '.join(reasons)}", "export it for a target of this machine"
         )

@@ -31,6 +31,7 @@ from pocketvlm.runtime.engines.protocol import EngineSession
 from pocketvlm.runtime.image import ImageSource
 from pocketvlm.runtime.manifest import Manifest, VariantSpec
 from pocketvlm.runtime.metrics import SessionFigures
+from pocketvlm.runtime.placement import backend_name
 from pocketvlm.runtime.prompt import PromptBuilder
 from pocketvlm.runtime.sampler import SamplingOptions
 from pocketvlm.runtime.tokenizer import Tokenizer
@@ -130,7 +131,7 @@ class VlmSession:
         """Open a bundle (directory or uncompressed zip) and load one of its variants.
 
         Args:
-            target: which variant, by target or name; None takes the first that runs here.
+            target: which variant, by target or name, or two of them; see `Bundle.variant`.
             threads: threads of one operator; None leaves the choice to the engine.
             vision_batch: tiles per batch; None takes the variant's own.
             overlap: run the patch embedding of the next batches beside the vision blocks of the current one.
@@ -263,7 +264,7 @@ class VlmSession:
             rss_before_release_mb=latest.before_mb if latest else None,
             rss_after_release_mb=latest.after_mb if latest else None,
             backend_requested=self._requested,
-            backend_actual=f"{self._variant.target} ({self._variant.engine})",
+            backend_actual=backend_name(self._variant),
         )
 
 

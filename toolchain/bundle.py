@@ -119,6 +119,14 @@ class BundleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def folder(self, name: str) -> Path:
+        """The bundle's folder `name`, made when needed.
+
+        Raises:
+            BundleError: the name would leave the bundle.
+        """
+        return self.path(f"{name}/_").parent
+
     def write(self, name: str, content: str | bytes) -> None:
         """Write the file `name`; text as UTF-8."""
         self.path(name).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)

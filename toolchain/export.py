@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.backends.base import LowerJob
+from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.decoders import DECODERS
@@ -57,7 +58,6 @@ from pocketvlm.toolchain.verify import (
 )
 from pocketvlm.toolchain.weights import CanonicalWeights
 
-DEFAULT_CONTEXT = 4096
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -127,22 +127,20 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
         spec = prepared.spec
         data, scales, blocks = _calibrate(prepared, recipe, progress)
         progress.stage("lower", 4 * len(recipe.targets))
-        variants = []
-        for target in recipe.targets:
-            folder = writer.path(f"{target}/placeholder").parent
-            job = LowerJob(spec, prepared.weights, recipe, folder, target, prepared.capacity, scales, blocks, progress)
-            variants.append(BACKENDS.load(target)().lower(job))
+        model = EagerModel(spec, prepared.weights)
+        lowered = _lower(prepared, recipe, writer, data, scales, blocks, model, progress)
+        variants = [item.variant for item in lowered]
         progress.stage("verify", len(variants))
         quality = {}
-        model = EagerModel(spec, prepared.weights)
         newline = model.newline()
         if newline is not None:
             writer.write(spec.image_tokens.newline, newline.numpy().astype("<f4").tobytes())
-        for variant in variants:
+        for item in lowered:
             root = writer.path("placeholder").parent
             task = _task(prepared, data.pictures)
-            quality[variant.name] = measure(model, variant, root, data.judged, data.held_out, STEPS, task)
-            check_thresholds(quality[variant.name], recipe.thresholds)
+            found = measure(model, item.checked, root, data.judged, data.held_out, STEPS, task)
+            check_thresholds(found, recipe.thresholds)
+            quality[item.variant.name] = found
             progress.advance(1)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
         writer.write(REPORT_NAME, json.dumps(report, indent=1) + "\n")
@@ -159,7 +157,50 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             variants=tuple(variants),
             files=(),
         )
-        return Report(output, writer.commit(manifest), quality)
+        committed = writer.commit(manifest)
+    shutil.rmtree(work_path(output), ignore_errors=True)
+    return Report(output, committed, quality)
+
+
+def work_path(output: Path) -> Path:
+    """Where an export keeps what the next one can take up if this one is interrupted."""
+    return output.resolve().with_name(f".{output.resolve().name}.work")
+
+
+def _lower(
+    prepared: Prepared, recipe: ExportRecipe, writer: BundleWriter, data: CalibrationData, scales: KvScales | None,
+    blocks: dict[str, BlockWeights], model: EagerModel, progress: Progress,
+) -> list[Lowered]:  # fmt: skip
+    """Lower for every target, first for those that others build on; the result is in the recipe's order."""
+    shared: dict[str, Any] = {}
+    done: dict[str, Lowered] = {}
+    backends = {target: BACKENDS.load(target)(target) for target in recipe.targets}
+    for target in sorted(backends, key=lambda name: backends[name].builds_on_others):
+        prefix = target.replace(":", "-")
+        job = LowerJob(
+            spec=prepared.spec,
+            weights=prepared.weights,
+            recipe=recipe,
+            folder=writer.folder(prefix),
+            prefix=prefix,
+            folders=writer.folder,
+            work=work_path(writer.output),
+            shared=shared,
+            capacity=capacity_of(backends[target], prepared.spec, recipe),
+            kv_scales=scales,
+            decoder_blocks=blocks,
+            model=model,
+            conversations=data.conversations,
+            sequences=data.sequences,
+            progress=progress,
+        )
+        done[target] = backends[target].lower(job)
+    return [done[target] for target in recipe.targets]
+
+
+def capacity_of(backend: Backend, spec: ModelSpec, recipe: ExportRecipe) -> int:
+    """Positions of the cache for a target."""
+    return recipe.max_seq_len or min(spec.decoder.max_positions, backend.default_context)
 
 
 def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
@@ -168,8 +209,9 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
     Raises: as `export_checkpoint`.
     """
     spec, rename = describe(checkpoint, recipe)
-    for target in recipe.targets:
-        BACKENDS.load(target)().check(spec, recipe)
+    backends = [BACKENDS.load(target)(target) for target in recipe.targets]
+    for backend in backends:
+        backend.check(spec, recipe)
     weights = CanonicalWeights(checkpoint, spec, rename)
     if checkpoint.chat_template is None:
         raise CheckpointError(
@@ -195,7 +237,7 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
     limit = spec.decoder.max_positions
     if recipe.max_seq_len is not None and recipe.max_seq_len > limit:
         raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions", "take no more than that")
-    capacity = recipe.max_seq_len or min(limit, DEFAULT_CONTEXT)
+    capacity = min(capacity_of(backend, spec, recipe) for backend in backends)
     _check_room(longest, capacity, recipe)
     return Prepared(
         spec=spec,

@@ -43,6 +43,34 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Qnn:
+    """What targets `qnn:<SoC>` do beside the rest of the recipe.
+
+    Attributes:
+        stages: what runs on the NPU; the other half is that of target ort-cpu.
+        vision_batch: tiles that the NPU takes at once.
+        decoder_weights: INT4 in blocks of `decoder_weights.block_size` with 4-bit scales on one float scale per channel
+            ("lpbq"), or with that scale alone ("per_channel").
+        layers_per_part: most transformer layers that are compiled at once, for which memory decides.
+        memory_gb: the compiler is stopped when it takes more.
+        vtcm_mb: on-chip memory to use; None takes what the SoC has.
+        weight_sharing: prefill and decode in one binary, with the weights once. Without it the binaries run on an emulation of
+            the NPU, too.
+        emulate: which graphs are run on the emulation after compiling, against the same graph on the CPU: "small" ones, of
+            at most a few billion products, "all", or "none".
+    """
+
+    stages: tuple[Literal["vision", "decoder"], ...] = ("vision", "decoder")
+    vision_batch: int = 1
+    decoder_weights: Literal["lpbq", "per_channel"] = "lpbq"
+    layers_per_part: int = 8
+    memory_gb: float = 16.0
+    vtcm_mb: int | None = None
+    weight_sharing: bool = True
+    emulate: Literal["none", "small", "all"] = "small"
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What the model sees while ranges and GPTQ's statistics are taken.
 
@@ -106,6 +134,7 @@ class ExportRecipe:
         decoder_weights, lm_head_bits, embedding_bits, kv_cache: see the paper scheme.
         prefill_weights: "int8" adds a second form of the decoder's matrices, for chunks: the same values, rounded to INT8
             per output. Prefill becomes faster, the bundle and the memory larger.
+        qnn: for Qualcomm's NPU alone.
         task: file of questions with known answers, see `load_task`; the report then tells how many come out right.
 
     Raises:
@@ -123,6 +152,7 @@ class ExportRecipe:
     lm_head_bits: Literal[8, 4] = 8
     embedding_bits: Literal[8, 4] = 8
     kv_cache: KvCache = field(default_factory=KvCache)
+    qnn: Qnn = field(default_factory=Qnn)
     calibration: Calibration = field(default_factory=Calibration)
     thresholds: Thresholds = field(default_factory=Thresholds)
     task: str | None = None
@@ -147,6 +177,19 @@ class ExportRecipe:
             raise RecipeError(f"recipe: decoder_weights.block_size is {block}", "take 16, 32, 64, 128 or 256")
         if self.tiling is not None:
             self._check_tiling(self.tiling)
+        self._check_qnn(self.qnn)
+
+    @staticmethod
+    def _check_qnn(qnn: Qnn) -> None:
+        if not qnn.stages or len(set(qnn.stages)) != len(qnn.stages):
+            raise RecipeError(
+                f"recipe: qnn.stages {list(qnn.stages)} must be vision, decoder or both", "leave ort-cpu for none"
+            )
+        _within("qnn.vision_batch", qnn.vision_batch, 1, 64)
+        _within("qnn.layers_per_part", qnn.layers_per_part, 1, 512)
+        _within("qnn.memory_gb", qnn.memory_gb, 0.5, 4096)
+        if qnn.vtcm_mb is not None:
+            _within("qnn.vtcm_mb", qnn.vtcm_mb, 1, 64)
 
     @staticmethod
     def _check_tiling(tiling: TilingOverride) -> None:

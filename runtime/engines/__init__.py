@@ -12,6 +12,7 @@ from pocketvlm.runtime.engines.protocol import Engine
 
 ENGINES = {
     "onnxruntime": "pocketvlm.runtime.engines.onnxruntime_engine:OnnxRuntimeEngine",
+    "onnxruntime-qnn": "pocketvlm.runtime.engines.qnn_engine:QnnEngine",
     "fake": "pocketvlm.runtime.engines.fake:FakeEngine",
 }
 

@@ -38,13 +38,15 @@ _OPTIMIZATION_LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_BAD_FILE = (
+# What ONNX Runtime raises for files that it cannot make anything of.
+BAD_FILE = (
     ort_errors.InvalidProtobuf,
     ort_errors.InvalidGraph,
     ort_errors.InvalidArgument,
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.Fail,
+    ort_errors.EPFail,
 )
 _FAILED_RUN = (RuntimeError, ValueError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.RuntimeException)
 
@@ -62,13 +64,13 @@ class OnnxRuntimeEngine:
         settings = session_options(options, threads)
         try:
             session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        except _BAD_FILE as error:
+        except BAD_FILE as error:
             raise BundleError(
-                f"{path.name}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}",
+                f"{path.name}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}",
                 "export the checkpoint again",
             ) from error
         except (RuntimeError, MemoryError) as error:
-            raise EnvironmentFault(f"{path.name}: ONNX Runtime failed to load it: {_first_line(error)}") from error
+            raise EnvironmentFault(f"{path.name}: ONNX Runtime failed to load it: {first_line(error)}") from error
         drop_mapped_pages(path.parent)
         return OnnxRuntimeSession(session, path.name)
 
@@ -140,10 +142,10 @@ class OnnxRuntimeSession:
             return Cancelled(f"{self._name}: the run was cancelled")
         if isinstance(error, ort_errors.InvalidArgument):
             return BundleError(
-                f"{self._name}: the graph refuses its inputs: {_first_line(error)}",
+                f"{self._name}: the graph refuses its inputs: {first_line(error)}",
                 "the graph does not fit the manifest; export the checkpoint again",
             )
-        return EnvironmentFault(f"{self._name}: ONNX Runtime failed: {_first_line(error)}")
+        return EnvironmentFault(f"{self._name}: ONNX Runtime failed: {first_line(error)}")
 
 
 class OnnxRuntimeBoundRun:
@@ -165,7 +167,7 @@ class OnnxRuntimeBoundRun:
                     self._binding.bind_output(name)
         except RuntimeError as error:
             raise BundleError(
-                f"{owner._name}: cannot bind the graph's inputs and outputs: {_first_line(error)}",
+                f"{owner._name}: cannot bind the graph's inputs and outputs: {first_line(error)}",
                 "the graph does not fit the manifest; export the checkpoint again",
             ) from error
 
@@ -217,5 +219,6 @@ def session_options(options: Mapping[str, str], threads: int | None) -> Any:
     return settings
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the trace that ONNX Runtime may append."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,12 +1,14 @@
-"""Compile targets. One file each: a class with `check(spec, recipe)` and `lower(...) -> VariantSpec`."""
+"""Compile targets. One file or folder each: a class, made with the target's name, with `check` and `lower` (see `Backend`)."""
 
 from __future__ import annotations
 
+from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.registry import Registry
 
 BACKENDS = Registry(
     "target",
     {
         "ort-cpu": "pocketvlm.toolchain.backends.ort_cpu:OrtCpu",
+        **{f"qnn:{soc}": "pocketvlm.toolchain.backends.qnn.backend:Qnn" for soc in SOCS},
     },
 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.block import BlockWeights
+from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.quantize.kv_cache import KvScales
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
@@ -23,9 +27,14 @@ class LowerJob:
     Attributes:
         folder: existing, empty folder for the variant's files.
         prefix: path of that folder inside the bundle ("ort-cpu").
+        folders: makes other folders of the bundle, by their prefix, for what several variants share.
+        work: folder for what a later export may take up where this one was interrupted; made when needed.
+        shared: what the backends of one export leave for each other.
         capacity: positions of the cache.
         kv_scales: None for a float cache.
         decoder_blocks: matrices that a calibrated method has quantized already, by canonical prefix.
+        model, conversations, sequences: the eager model and the calibration data: images with questions, and text as
+            embeddings float32 [batch, L, H].
     """
 
     spec: ModelSpec
@@ -33,14 +42,41 @@ class LowerJob:
     recipe: ExportRecipe
     folder: Path
     prefix: str
+    folders: Callable[[str], Path]
+    work: Path
+    shared: dict[str, Any]
     capacity: int
     kv_scales: KvScales | None
     decoder_blocks: Mapping[str, BlockWeights]
+    model: EagerModel
+    conversations: Sequence[Conversation]
+    sequences: Sequence[Tensor]
     progress: Progress
 
 
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a backend has written.
+
+    Attributes:
+        checked: the same stages in a form that this machine can run, for the export's own measurements; its file names may be
+            absolute.
+    """
+
+    variant: VariantSpec
+    checked: VariantSpec
+
+
 class Backend(Protocol):
-    """A compile target."""
+    """A compile target.
+
+    Attributes:
+        builds_on_others: whether it takes over files of other targets, which are lowered first then.
+        default_context: capacity of the cache where the recipe says nothing and the model can do it.
+    """
+
+    builds_on_others: bool
+    default_context: int
 
     def check(self, spec: ModelSpec, recipe: ExportRecipe) -> None:
         """Refuse what this target cannot do, before any work.
@@ -49,5 +85,5 @@ class Backend(Protocol):
             UsageError: naming the setting and what to use instead.
         """
 
-    def lower(self, job: LowerJob) -> VariantSpec:
+    def lower(self, job: LowerJob) -> Lowered:
         """Write the variant's files and describe them."""

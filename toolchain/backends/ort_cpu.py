@@ -9,13 +9,14 @@ with one scale per channel. The patch convolution, the norms and the softmax sta
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import LowerJob
+from pocketvlm.toolchain.backends.base import Lowered, LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
@@ -30,7 +31,7 @@ _VISION_DATA = "vision.data"
 _LANGUAGE_DATA = "language.data"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What decides the numbers of a bundle, beside the checkpoint and the recipe."""
     found = {name: version(name) for name in ("onnxruntime", "onnx", "torch", "transformers")}
     # The last bits of calibration's sums depend on how many threads added them up.
@@ -39,6 +40,12 @@ def _versions() -> dict[str, str]:
 
 class OrtCpu:
     """Lowers all stages for ONNX Runtime's CPU execution provider."""
+
+    builds_on_others = False
+    default_context = 4096
+
+    def __init__(self, target: str) -> None:
+        self._target = target
 
     def check(self, spec: ModelSpec, recipe: ExportRecipe) -> None:
         """Refuse head sizes that GroupQueryAttention cannot take.
@@ -49,38 +56,25 @@ class OrtCpu:
         if spec.decoder.head_dim % 8:
             raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
 
-    def lower(self, job: LowerJob) -> VariantSpec:
+    def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs and two external data files into `job.folder`."""
-        stages = self._vision(job)
+        stages = _vision(job)
         cache = self._cache(job)
         stages |= self._language(job, cache)
         stages = {name: kernels_of(job.folder, job.prefix, name, stage, cache) for name, stage in stages.items()}
-        return VariantSpec(
-            name="ort-cpu",
-            target="ort-cpu",
+        job.shared[CPU_STAGES] = {name: stages[name] for name in ("patch_embed", "embed_tokens")}
+        variant = VariantSpec(
+            name=self._target,
+            target=self._target,
             precision=job.recipe.precision,
             engine="onnxruntime",
             engine_options={} if job.recipe.precision == "fp32" else dict(INT8_ENGINE_OPTIONS),
             vision_batch=job.recipe.vision_batch,
             stages=stages,
             kv_cache=cache,
-            toolchain=_versions(),
+            toolchain=versions(),
         )
-
-    def _vision(self, job: LowerJob) -> dict[str, StageSpec]:
-        batch: int | str = job.recipe.vision_batch if job.recipe.fixed_vision_batch else "batch"
-        scheme = _FLOAT if job.recipe.precision == "fp32" else Scheme("int8")
-        found = {}
-        with TensorFile(job.folder / _VISION_DATA) as tensors:
-            for stage in vision_stages(job.spec, batch):
-                job.progress.note(f"writing {stage.name}")
-                graph = GraphWriter(stage.name, tensors)
-                ops = OrtOps(graph, job.weights, scheme)
-                graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
-                graph.output(stage.output)
-                found[stage.name] = self._save(job, graph, _VISION_DATA, (stage.input,), (stage.output,))
-                job.progress.advance(1)
-        return found
+        return Lowered(variant, variant)
 
     def _cache(self, job: LowerJob) -> KvCacheSpec:
         decoder = job.spec.decoder
@@ -95,16 +89,10 @@ class OrtCpu:
         )
 
     def _language(self, job: LowerJob, cache: KvCacheSpec) -> dict[str, StageSpec]:
-        body, head, table = self._schemes(job)
+        body, head, table = _schemes(job)
         found = {}
         with TensorFile(job.folder / _LANGUAGE_DATA) as tensors:
-            job.progress.note("writing embed_tokens")
-            stage = embed_stage(job.spec)
-            graph = GraphWriter(stage.name, tensors)
-            ops = OrtDecoderOps(graph, job.weights, body, table, job.spec.decoder, job.kv_scales, job.capacity)
-            graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
-            graph.output(stage.output)
-            found[stage.name] = self._save(job, graph, _LANGUAGE_DATA, (stage.input,), (stage.output,))
+            found["embed_tokens"] = _embed_tokens(job, tensors, body, table)
             found["prefill"] = found["decode"] = self._decoder(job, tensors, "decoder", body, head, cache)
             if body.kind == "blocks" and job.recipe.prefill_weights == "int8":
                 chunks = Scheme("int8", body.quantize)
@@ -132,33 +120,83 @@ class OrtCpu:
             outputs = (stage.output, *outputs)
         for tensor in outputs:
             graph.output(tensor)
-        return self._save(job, graph, _LANGUAGE_DATA, inputs, outputs)
+        return _save(job, graph, _LANGUAGE_DATA, inputs, outputs)
 
-    def _schemes(self, job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
-        """Schemes of the decoder's layers, of the output projection and of the embedding table."""
-        recipe = job.recipe
-        if recipe.precision == "fp32":
-            return _FLOAT, _FLOAT, _FLOAT
-        block = recipe.decoder_weights.block_size
 
-        def body(name: str) -> BlockWeights:
-            known = job.decoder_blocks.get(name)
-            if known is not None:
-                return known
-            weight = job.weights(f"{name}.weight")
-            return round_to_nearest(weight, 4, block, symmetric=recipe.decoder_weights.symmetric)
+CPU_STAGES = "cpu_stages"
 
-        def eight_or_four(bits: int) -> Scheme:
-            return Scheme("blocks", lambda name: round_to_nearest(job.weights(f"{name}.weight"), bits, block))
 
-        head = eight_or_four(recipe.lm_head_bits)
-        table = head if job.spec.decoder.tie_embeddings else eight_or_four(recipe.embedding_bits)
-        return Scheme("blocks", body), head, table
+def cpu_stages(job: LowerJob) -> dict[str, StageSpec]:
+    """patch_embed and embed_tokens: what stays on the CPU whatever the target. Written once an export.
 
-    def _save(
-        self, job: LowerJob, graph: GraphWriter, data: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> StageSpec:
-        path = job.folder / f"{graph.name}.onnx"
-        graph.save(path)
-        external = (f"{job.prefix}/{data}",) if graph.uses_external_data else ()
-        return StageSpec(f"{job.prefix}/{path.name}", inputs, outputs, external)
+    They are those of target ort-cpu, if the bundle has it, and lie in a folder of their own otherwise.
+    """
+    if CPU_STAGES not in job.shared:
+        own = replace(job, folder=job.folders("cpu"), prefix="cpu")
+        found = _vision(own, ("patch_embed",))
+        body, _, table = _schemes(own)
+        with TensorFile(own.folder / _LANGUAGE_DATA) as tensors:
+            found["embed_tokens"] = _embed_tokens(own, tensors, body, table)
+        job.shared[CPU_STAGES] = found
+    stages: dict[str, StageSpec] = job.shared[CPU_STAGES]
+    return stages
+
+
+def _vision(job: LowerJob, wanted: tuple[str, ...] | None = None) -> dict[str, StageSpec]:
+    """The vision stages, or those of them that are wanted."""
+    batch: int | str = job.recipe.vision_batch if job.recipe.fixed_vision_batch else "batch"
+    scheme = _FLOAT if job.recipe.precision == "fp32" else Scheme("int8")
+    found = {}
+    with TensorFile(job.folder / _VISION_DATA) as tensors:
+        for stage in vision_stages(job.spec, batch):
+            if wanted is not None and stage.name not in wanted:
+                continue
+            job.progress.note(f"writing {stage.name}")
+            graph = GraphWriter(stage.name, tensors)
+            ops = OrtOps(graph, job.weights, scheme)
+            graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
+            graph.output(stage.output)
+            found[stage.name] = _save(job, graph, _VISION_DATA, (stage.input,), (stage.output,))
+            job.progress.advance(1)
+    return found
+
+
+def _embed_tokens(job: LowerJob, tensors: TensorFile, body: Scheme, table: Scheme) -> StageSpec:
+    job.progress.note("writing embed_tokens")
+    stage = embed_stage(job.spec)
+    graph = GraphWriter(stage.name, tensors)
+    ops = OrtDecoderOps(graph, job.weights, body, table, job.spec.decoder, job.kv_scales, job.capacity)
+    graph.rename_output(stage.build(ops, graph.input(stage.input)), stage.output.name)
+    graph.output(stage.output)
+    return _save(job, graph, _LANGUAGE_DATA, (stage.input,), (stage.output,))
+
+
+def _schemes(job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
+    """Schemes of the decoder's layers, of the output projection and of the embedding table."""
+    recipe = job.recipe
+    if recipe.precision == "fp32":
+        return _FLOAT, _FLOAT, _FLOAT
+    block = recipe.decoder_weights.block_size
+
+    def body(name: str) -> BlockWeights:
+        known = job.decoder_blocks.get(name)
+        if known is not None:
+            return known
+        weight = job.weights(f"{name}.weight")
+        return round_to_nearest(weight, 4, block, symmetric=recipe.decoder_weights.symmetric)
+
+    def eight_or_four(bits: int) -> Scheme:
+        return Scheme("blocks", lambda name: round_to_nearest(job.weights(f"{name}.weight"), bits, block))
+
+    head = eight_or_four(recipe.lm_head_bits)
+    table = head if job.spec.decoder.tie_embeddings else eight_or_four(recipe.embedding_bits)
+    return Scheme("blocks", body), head, table
+
+
+def _save(
+    job: LowerJob, graph: GraphWriter, data: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> StageSpec:
+    path = job.folder / f"{graph.name}.onnx"
+    graph.save(path)
+    external = (f"{job.prefix}/{data}",) if graph.uses_external_data else ()
+    return StageSpec(f"{job.prefix}/{path.name}", inputs, outputs, external)

@@ -88,7 +88,7 @@ def _through(
     run: FloatRun, decoder: DecoderSpec, layer: int, state: Array, positions: Positions, length: int, capacity: int
 ) -> Array:
     """One layer over a whole sequence, chunk by chunk, with the layer's own cache."""
-    name, result = parts.hidden(layer) if layer else "embeddings", parts.hidden(layer + 1)
+    name, result = parts.hidden(decoder, layer) if layer else "embeddings", parts.hidden(decoder, layer + 1)
     keys = np.zeros((1, decoder.kv_heads, decoder.head_dim, capacity), np.float32)
     values = np.zeros((1, decoder.kv_heads, capacity, decoder.head_dim), np.float32)
     collected = []

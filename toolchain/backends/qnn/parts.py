@@ -13,7 +13,7 @@ from pocketvlm.toolchain.backends.qnn.static_ops import Int4, StaticDecoderOps, 
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
-from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
 
 # The tensor processor works on 32 rows at once: 729 patches cost twice as much as 736.
 _ROWS = 32
@@ -83,23 +83,26 @@ def connector(spec: ModelSpec, weights: Weights, batch: int) -> StaticGraph:
 def decoder_part(
     spec: ModelSpec, weights: Weights, int4: Int4, first: int, last: int, *, length: int, capacity: int
 ) -> StaticGraph:
-    """Layers [first, last) of the decoder for `length` positions: embeddings or hidden.<first> -> hidden.<last>, [1, T, H]."""
+    """Layers [first, last) of the decoder for `length` positions: embeddings or hidden.<first> -> hidden.<last>, [1, T, H].
+
+    Behind the last layer the name is hidden.
+    """
     decoder = spec.decoder
     module = DECODERS.load(decoder.kind)
     graph = StaticGraph(f"decoder_{first}_t{length}")
     ops = StaticDecoderOps(graph, weights, int4, decoder, length=length, capacity=capacity)
-    x = graph.input("embeddings" if first == 0 else hidden(first), (1, length, decoder.hidden_size))
+    x = graph.input("embeddings" if first == 0 else hidden(decoder, first), (1, length, decoder.hidden_size))
     ops.declare_positions()
     for index in range(first, last):
         with graph.scope(f"decoder.layers.{index}"):
-            x = graph.rename(module.layer(ops, decoder, x, index), hidden(index + 1))
+            x = graph.rename(module.layer(ops, decoder, x, index), hidden(decoder, index + 1))
     graph.outputs.append(x)
     return graph
 
 
-def hidden(layer: int) -> str:
-    """Name of the decoder's hidden state before `layer`."""
-    return f"hidden.{layer}"
+def hidden(decoder: DecoderSpec, layer: int) -> str:
+    """Name of the decoder's hidden state before `layer`; behind the last one it is what lm_head takes."""
+    return "hidden" if layer == decoder.layers else f"hidden.{layer}"
 
 
 def output_projection(spec: ModelSpec, weights: Weights) -> StaticGraph:

@@ -33,7 +33,7 @@ def write_positions(decoder: DecoderSpec, path: Path, tensors: TensorFile, *, le
         graph.nodes("Reshape", [graph.node("Gather", [table, rows], axis=0), shape], [name])
     # The chunk's own columns stand behind those of the cache and are never free.
     columns = np.concatenate([np.arange(capacity), np.full(length, -1)])
-    free = graph.node("GreaterOrEqual", [graph.weight("columns", columns), "past_length"])
+    free = graph.node("GreaterOrEqual", [graph.weight(f"columns.{length}", columns), "past_length"])
     mask = graph.node("Mul", [graph.node("Cast", [free], to=TensorProto.FLOAT), graph.constant(np.array(MASKED, np.float32))])
     graph.nodes("Reshape", [mask, graph.integers(1, 1, 1, capacity + length)], ["mask"])
     for tensor in outputs:

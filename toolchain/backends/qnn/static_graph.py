@@ -7,6 +7,7 @@ were observed layer by layer fit every graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,3 +208,11 @@ class StaticGraph:
     def activations(self) -> list[str]:
         """Inputs and results of nodes, in order."""
         return [*self.inputs, *(name for node in self.nodes for name in node.outputs)]
+
+    def products(self) -> int:
+        """Multiplications of all matrix products in one run."""
+        total = 0
+        for node in self.nodes:
+            if node.op == "MatMul":
+                total += math.prod(self.shapes[node.outputs[0]]) * self.shapes[node.inputs[0]][-1]
+        return total

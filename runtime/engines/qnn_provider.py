@@ -1,0 +1,70 @@
+"""ONNX Runtime's QNN execution provider: a plugin library, loaded once per process."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import threading
+from typing import Any
+
+import onnxruntime as ort
+
+from pocketvlm.errors import EnvironmentFault
+
+PACKAGE = "onnxruntime-qnn"
+PROVIDER = "QNNExecutionProvider"
+_INSTALL = "pip install 'pocketvlm[qnn]'; in a clone: '.[qnn]'"
+_lock = threading.Lock()
+_devices: list[Any] = []
+
+
+def qnn_module() -> Any:
+    """The package `onnxruntime_qnn`.
+
+    Raises:
+        EnvironmentFault: it is not installed, or there is none for this system.
+    """
+    try:
+        return importlib.import_module("onnxruntime_qnn")
+    except ImportError as error:
+        raise EnvironmentFault(f"package {PACKAGE} is missing: {error}", _INSTALL) from error
+
+
+def qairt_version() -> str:
+    """Version of Qualcomm's libraries in the installed package, such as "2.50.40".
+
+    Raises:
+        EnvironmentFault: the package is missing.
+    """
+    return str(qnn_module().build_and_package_info.qnn_version)
+
+
+def emulated() -> bool:
+    """Whether the provider would run on an emulation of the tensor processor here, which is for checks, not for speed."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def add_provider(settings: Any, options: dict[str, str]) -> None:
+    """Let a session with these `SessionOptions` run on the NPU and nowhere else.
+
+    Args:
+        options: the provider's own options.
+
+    Raises:
+        EnvironmentFault: the package is missing, or its libraries do not load.
+    """
+    module = qnn_module()
+    with _lock:
+        if not _devices:
+            try:
+                ort.register_execution_provider_library(PROVIDER, module.get_library_path())
+            except RuntimeError as error:
+                raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", _INSTALL) from error
+            _devices.extend(device for device in ort.get_ep_devices() if device.ep_name == PROVIDER)
+        if not _devices:
+            raise EnvironmentFault(f"{PACKAGE} finds no device here", "run it on a Snapdragon, or on x86-64 to emulate one")
+    # An operator that the NPU cannot take is an error, not a reason to run it elsewhere.
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # Without this, quantizing float inputs and outputs would be left to the CPU.
+    fixed = {"backend_path": module.get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
+    settings.add_provider_for_devices(_devices[:1], {**fixed, **options})

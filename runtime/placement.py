@@ -1,0 +1,54 @@
+"""Which variant runs which stages: one for all, or one for the vision stages and another for the language model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pocketvlm.errors import UsageError
+from pocketvlm.runtime import vision
+from pocketvlm.runtime.decoder_contract import stage_names
+from pocketvlm.runtime.engines.qnn_provider import emulated
+from pocketvlm.runtime.manifest import StageSpec, VariantSpec
+
+
+def place(vision_variant: VariantSpec, decoder_variant: VariantSpec) -> VariantSpec:
+    """The vision stages of one variant with the language model of another.
+
+    Raises:
+        UsageError: they do not speak of the same embeddings.
+    """
+    if vision_variant is decoder_variant:
+        return vision_variant
+    tokens = vision_variant.stages["connector"].outputs[0].shape[-1]
+    embeddings = decoder_variant.stages["embed_tokens"].outputs[0].shape[-1]
+    if tokens != embeddings:
+        raise UsageError(f"variants {vision_variant.name!r} and {decoder_variant.name!r} do not fit: {tokens} and {embeddings}")
+    stages = {name: _explicit(vision_variant, name) for stage in vision.STAGES for name in vision_variant.chain(stage)} | {
+        name: _explicit(decoder_variant, name) for name in stage_names(decoder_variant)
+    }
+    return replace(
+        decoder_variant,
+        name=f"{vision_variant.name}+{decoder_variant.name}",
+        target=f"{vision_variant.target}+{decoder_variant.target}",
+        vision_batch=vision_variant.vision_batch,
+        stages=stages,
+    )
+
+
+def _explicit(variant: VariantSpec, stage: str) -> StageSpec:
+    engine, options = variant.engine_of(stage)
+    return replace(variant.stages[stage], engine=engine, engine_options=options)
+
+
+def backend_name(variant: VariantSpec) -> str:
+    """What runs where, for metrics: "qnn:SM8750 (onnxruntime-qnn)", or both halves where they differ."""
+    halves = {"vision": variant.chain("vision_encoder")[0], "decoder": variant.chain("decode")[0]}
+    told = {half: _engine_name(variant, stage) for half, stage in halves.items()}
+    if told["vision"] == told["decoder"]:
+        return f"{variant.target} ({told['vision']})"
+    return f"{variant.target} (" + ", ".join(f"{half}: {name}" for half, name in told.items()) + ")"
+
+
+def _engine_name(variant: VariantSpec, stage: str) -> str:
+    engine, _ = variant.engine_of(stage)
+    return f"{engine}, emulated" if engine == "onnxruntime-qnn" and emulated() else engine

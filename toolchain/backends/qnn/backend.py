@@ -1,0 +1,149 @@
+"""Targets `qnn:<SoC>`: vision blocks, connector and decoder as context binaries for the NPU, the rest on the CPU.
+
+Precision (BlueLM-V-3B, section 3.4, nearest that the hardware runs): vision and connector with INT8 weights per channel,
+decoder with INT4 weights, output projection with INT8 weights, all with 16-bit activations; cache in 8 bits.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from pocketvlm.errors import UsageError
+from pocketvlm.runtime.engines.qnn_provider import qairt_version
+from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
+from pocketvlm.toolchain.backends.base import Lowered, LowerJob
+from pocketvlm.toolchain.backends.ort_cpu import cpu_stages, versions
+from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
+from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
+from pocketvlm.toolchain.backends.qnn.socs import SOCS
+from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.spec import ModelSpec
+
+_ENGINE = "onnxruntime-qnn"
+_CPU_ENGINE = "onnxruntime"
+_GRAPHS = "qnn_graphs"
+# What all SoCs share.
+_SHARED_FOLDER = "qnn"
+
+
+class Qnn:
+    """Compiles for one SoC."""
+
+    builds_on_others = True
+    default_context = 2048
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._soc = SOCS[target.removeprefix("qnn:")]
+
+    def check(self, spec: ModelSpec, recipe: ExportRecipe) -> None:
+        """Refuse float precision, and a machine without the compiler.
+
+        Raises:
+            UsageError: naming the setting.
+            EnvironmentFault: the package with the compiler is missing.
+        """
+        if recipe.precision == "fp32":
+            raise UsageError(f"target {self._target} has no float32 form", "leave out --precision fp32, or export for ort-cpu")
+        if recipe.kv_cache.dtype != "int8":
+            raise UsageError(f"target {self._target} keeps its cache in 8 bits", "leave out kv_cache.dtype")
+        qairt_version()
+
+    def lower(self, job: LowerJob) -> Lowered:
+        """Write the graphs, unless another SoC of this export has, and compile them."""
+        recipe = job.recipe
+        chunk = min(recipe.chunk_size, job.capacity)
+        if _GRAPHS not in job.shared:
+            job.shared[_GRAPHS] = write_graphs(job, chunk)
+        graphs: Graphs = job.shared[_GRAPHS]
+        cpu = {name: replace(stage, engine=_CPU_ENGINE) for name, stage in cpu_stages(job).items()}
+        checked, stages = dict(cpu), dict(cpu)
+        for name, graph in graphs.positions.items():
+            checked[name] = graph.spec
+            stages[name] = self._positions(job, graph.spec)
+        compiler = Compiler(self._soc, job.work / "compiled", int(recipe.qnn.memory_gb * 1e9), recipe.qnn.vtcm_mb)
+        for part in graphs.parts:
+            checked |= {graph.stage: graph.spec for graph in part.graphs}
+            stages |= self._compile(job, compiler, part)
+        variant = VariantSpec(
+            name=self._target.replace(":", "-"),
+            target=self._target,
+            precision=recipe.precision,
+            engine=_ENGINE,
+            engine_options=self._engine_options(recipe),
+            vision_batch=recipe.qnn.vision_batch,
+            stages=stages,
+            kv_cache=self._cache(job, chunk),
+            toolchain={**versions(), "qairt": qairt_version()},
+            device=DeviceSpec(self._soc.name, self._soc.model, self._soc.architecture, qairt_version()),
+        )
+        # Without optimizations the CPU rounds where the NPU does.
+        options = {"graph_optimization": "disabled"}
+        return Lowered(variant, replace(variant, engine=_CPU_ENGINE, engine_options=options, stages=checked, device=None))
+
+    def _engine_options(self, recipe: ExportRecipe) -> dict[str, str]:
+        options = {**provider_options(self._soc, recipe.qnn.vtcm_mb), "htp_performance_mode": "burst"}
+        return options | ({"shared_weights": "1"} if recipe.qnn.weight_sharing else {})
+
+    def _cache(self, job: LowerJob, chunk: int) -> KvCacheSpec:
+        decoder = job.spec.decoder
+        return KvCacheSpec(
+            dtype="uint8", protocol="columns", layers=decoder.layers, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim,
+            capacity=job.capacity, chunk_size=chunk, keys_transposed=True,
+        )  # fmt: skip
+
+    def _positions(self, job: LowerJob, spec: StageSpec) -> StageSpec:
+        folder = job.folders(_SHARED_FOLDER)
+        for source in (spec.file, *spec.external_data):
+            _place(Path(source), folder / Path(source).name)
+        names = [f"{_SHARED_FOLDER}/{Path(source).name}" for source in (spec.file, *spec.external_data)]
+        return replace(spec, file=names[0], external_data=tuple(names[1:]), engine=_CPU_ENGINE)
+
+    def _compile(self, job: LowerJob, compiler: Compiler, part: Part) -> dict[str, StageSpec]:
+        if job.recipe.qnn.weight_sharing or len(part.graphs) == 1:
+            groups = {part.name: part.graphs}
+        else:
+            groups = {graph.stage: (graph,) for graph in part.graphs}
+        stages = {}
+        for name, graphs in groups.items():
+            job.progress.note(f"compiling {name} for {self._soc.name}")
+            made = compiler.compile(name, [graph.path for graph in graphs], [part.data])
+            binary = f"{name}.bin"
+            _place(made.binary, job.folder / binary)
+            for graph, context in zip(graphs, made.contexts, strict=True):
+                _write_context(context, job.folder / f"{graph.stage}.onnx", binary)
+                file = f"{job.prefix}/{graph.stage}.onnx"
+                stages[graph.stage] = replace(graph.spec, file=file, external_data=(f"{job.prefix}/{binary}",))
+            job.progress.note(_told(name, made))
+            job.progress.advance(1)
+        return stages
+
+
+def _told(name: str, made: Compiled) -> str:
+    size = made.binary.stat().st_size / 1e6
+    return f"{name}: {size:.1f} MB, compiled in {made.seconds:.0f} s with {made.peak_bytes / 1e9:.1f} GB of memory"
+
+
+def _write_context(source: Path, target: Path, binary: str) -> None:
+    """Copy a context model, with the name that its binary has in the bundle."""
+    model = onnx.load(str(source), load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "ep_cache_context":
+                attribute.s = binary.encode()
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _place(source: Path, target: Path) -> None:
+    """Put a finished file into the bundle: by a second name if that is possible, else by a copy."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,200 @@
+"""Compiles quantized graphs to context binaries, each part in a process of its own, and keeps what is done.
+
+A part's result is stored under the hash of everything that it depends on. An export that was interrupted finds the parts that
+were finished; one whose weights have changed does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pocketvlm.errors import EnvironmentFault, GateError
+from pocketvlm.runtime.engines.qnn_provider import qairt_version
+from pocketvlm.toolchain.backends.qnn.socs import Soc
+
+_RESULT = "compiled.json"
+_POLL_SECONDS = 0.2
+# The compiler's highest level.
+_OPTIMIZATION = "3"
+_UNSUPPORTED = re.compile(r"\{ name: ([^,{}]+), type: ([^,{}]+) \}")
+_WORKER = "pocketvlm.toolchain.backends.qnn.compile_worker"
+# Raised when this module or what it asks of the compiler changes: older results are then no longer taken.
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One part's binaries.
+
+    Attributes:
+        contexts: for every graph the small model that stands for it.
+        binary: what they refer to.
+        seconds: how long it took to compile, also when it was done by an earlier export.
+        peak_bytes: largest resident memory of the compiler.
+    """
+
+    contexts: tuple[Path, ...]
+    binary: Path
+    seconds: float
+    peak_bytes: int
+
+
+def provider_options(soc: Soc, vtcm_mb: int | None) -> dict[str, str]:
+    """What the provider must be told about a chip. Left to itself it takes an old one for granted."""
+    return {"soc_model": str(soc.model), "htp_arch": str(soc.architecture), "vtcm_mb": str(vtcm_mb or soc.vtcm_mb)}
+
+
+class Compiler:
+    """Compiles for one chip.
+
+    Args:
+        store: folder of finished parts; made when needed.
+        memory_bytes: the compiler is stopped when it takes more.
+        vtcm_mb: on-chip memory to use; None takes what the chip has.
+    """
+
+    def __init__(self, soc: Soc, store: Path, memory_bytes: int, vtcm_mb: int | None = None) -> None:
+        self._store, self._memory = store, memory_bytes
+        self._options = {**provider_options(soc, vtcm_mb), "htp_graph_finalization_optimization_mode": _OPTIMIZATION}
+
+    def compile(self, name: str, graphs: Sequence[Path], data: Sequence[Path]) -> Compiled:
+        """Compile the graphs of one part, or take what an earlier export has compiled.
+
+        Args:
+            name: what the part is called in messages.
+            graphs: quantized models that share weights.
+            data: their external data.
+
+        Raises:
+            GateError: an operator does not land on the NPU.
+            EnvironmentFault: the compiler failed, or took more memory than it may.
+        """
+        folder = self._store / self._key(graphs, data)
+        found = _finished(folder)
+        if found is not None:
+            return found
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        contexts = [partial / f"{graph.stem}.onnx" for graph in graphs]
+        job = {
+            "work": "compile",
+            "graphs": [str(graph.absolute()) for graph in graphs],
+            "contexts": [str(context.absolute()) for context in contexts],
+            "options": self._options,
+        }
+        result, peak = run_worker(partial, job, name, self._memory)
+        binaries = sorted(partial.glob("*.bin"))
+        if len(binaries) != 1 or not all(context.is_file() for context in contexts):
+            raise EnvironmentFault(f"{name}: the compiler wrote {len(binaries)} binaries instead of one", "try it again")
+        made = {
+            "contexts": [context.name for context in contexts],
+            "binary": binaries[0].name,
+            "bytes": binaries[0].stat().st_size,
+            "seconds": result["seconds"],
+            "peak_bytes": peak,
+        }
+        (partial / _RESULT).write_text(json.dumps(made), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        finished = _finished(folder)
+        assert finished is not None
+        return finished
+
+    def _key(self, graphs: Sequence[Path], data: Sequence[Path]) -> str:
+        digest = hashlib.sha256()
+        digest.update(json.dumps([_FORMAT, qairt_version(), self._options]).encode())
+        for path in (*graphs, *data):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:32]
+
+
+def _finished(folder: Path) -> Compiled | None:
+    try:
+        made = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        contexts = tuple(folder / name for name in made["contexts"])
+        binary = folder / made["binary"]
+        if binary.stat().st_size != made["bytes"] or not all(context.is_file() for context in contexts):
+            return None
+        return Compiled(contexts, binary, made["seconds"], made["peak_bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) -> tuple[dict[str, Any], int]:
+    """Run one job in a child process; returns its result and its largest resident memory.
+
+    Raises:
+        GateError: an operator does not land on the NPU.
+        EnvironmentFault: it failed, or took more than `memory_bytes`.
+    """
+    path, log = folder / "job.json", folder / "log.txt"
+    path.write_text(json.dumps(job), encoding="utf-8")
+    (folder / "result.json").unlink(missing_ok=True)
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", _WORKER, str(path)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            peak = _watch(child, name, memory_bytes)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _failure(name, log.read_text(encoding="utf-8", errors="replace"), child.returncode) from None
+    log.unlink()
+    path.unlink()
+    (folder / "result.json").unlink()
+    return result, peak
+
+
+def _watch(child: subprocess.Popen[bytes], name: str, memory_bytes: int) -> int:
+    peak = 0
+    process = psutil.Process(child.pid)
+    while child.poll() is None:
+        try:
+            peak = max(peak, process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        if peak > memory_bytes:
+            raise EnvironmentFault(
+                f"{name}: the compiler takes more than the {memory_bytes / 1e9:.1f} GB that the recipe allows",
+                "set qnn.layers_per_part lower, or qnn.memory_gb higher",
+            )
+        time.sleep(_POLL_SECONDS)
+    child.wait()
+    return peak
+
+
+def _failure(name: str, log: str, code: int) -> GateError | EnvironmentFault:
+    """What the child's words mean."""
+    refused = list(dict.fromkeys(_UNSUPPORTED.findall(log)))
+    if refused:
+        shown = ", ".join(f"{kind} {node.removesuffix('_node')!r}" for node, kind in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        return GateError(
+            f"{name}: {shown}{more} cannot run on the NPU",
+            "export for ort-cpu, keep this stage on the CPU (qnn.stages), or report the model",
+        )
+    lines = [line for line in log.splitlines() if line.strip()]
+    told = lines[-1].strip()[:300] if lines else "it said nothing"
+    ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
+    return EnvironmentFault(f"{name}: the compiler failed ({ended}): {told}", "set qnn.layers_per_part lower, or see --debug")

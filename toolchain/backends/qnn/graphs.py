@@ -1,0 +1,171 @@
+"""Writes the quantized graphs of all parts, which are the same for every SoC, into the export's work folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from pocketvlm.runtime.manifest import StageSpec
+from pocketvlm.toolchain.backends.base import LowerJob
+from pocketvlm.toolchain.backends.onnx_graph import TensorFile
+from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
+from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_qdq
+from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
+from pocketvlm.toolchain.quantize import lpbq
+from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
+from pocketvlm.toolchain.quantize.calibration import Conversation
+
+# Sequences of plain text that the decoder's ranges are taken from, beside the conversations.
+_TEXTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One quantized graph.
+
+    Attributes:
+        stage: its name among the variant's stages.
+        path: the model.
+        spec: its tensors; the file is not yet that of a bundle.
+        zeros: zero points of its uint8 inputs and outputs.
+        products: multiplications of one run.
+    """
+
+    stage: str
+    path: Path
+    spec: StageSpec
+    zeros: dict[str, int]
+    products: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Graphs that share weights and are compiled together."""
+
+    name: str
+    graphs: tuple[Graph, ...]
+    data: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """All graphs of the NPU, and those of the CPU that determine positions (by stage)."""
+
+    parts: tuple[Part, ...]
+    positions: dict[str, Graph]
+
+
+def write_graphs(job: LowerJob, chunk: int) -> Graphs:
+    """Calibrate and write everything that `job.recipe.qnn.stages` names.
+
+    Args:
+        chunk: positions of a prefill call.
+    """
+    folder = job.work / "graphs"
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Part] = []
+    found: dict[str, Graph] = {}
+    if "vision" in job.recipe.qnn.stages:
+        written += _vision(job, folder)
+    if "decoder" in job.recipe.qnn.stages:
+        found = _positions(job, folder, {"prefill": chunk, "decode": 1})
+        written += _decoder(job, folder, chunk, found["prefill_positions"])
+    return Graphs(tuple(written), found)
+
+
+def _vision(job: LowerJob, folder: Path) -> list[Part]:
+    spec, weights, batch = job.spec, job.weights, job.recipe.qnn.vision_batch
+    job.progress.note("ranges of the vision stages")
+    patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
+    ranges = calibrate.vision_ranges(spec, weights, patches, lambda count: None)
+    bounds = parts.cut(spec.vision.blocks, job.recipe.qnn.layers_per_part)
+    made = []
+    for number, (first, last) in enumerate(bounds):
+        name = f"vision_encoder.{number}" if len(bounds) > 1 else "vision_encoder"
+        made.append(_part(folder, name, {name: parts.vision_part(spec, weights, first, last, batch)}, ranges))
+    made.append(_part(folder, "connector", {"connector": parts.connector(spec, weights, batch)}, ranges))
+    return made
+
+
+def _once(job: LowerJob) -> list[Conversation]:
+    """One conversation for each image."""
+    return list({item.image: item for item in job.conversations}.values())
+
+
+def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) -> list[Part]:
+    spec, weights, capacity = job.spec, job.weights, job.capacity
+    int4 = _int4(job)
+    job.progress.note("ranges of the decoder")
+    texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
+    sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
+    ranges = calibrate.decoder_ranges(
+        spec, weights, int4, sequences, _run_positions(prefill_positions), length=chunk, capacity=capacity,
+        advance=lambda count: None,
+    )  # fmt: skip
+    bounds = parts.cut(spec.decoder.layers, job.recipe.qnn.layers_per_part)
+    made = []
+    for number, (first, last) in enumerate(bounds):
+        suffix = f".{number}" if len(bounds) > 1 else ""
+        graphs = {
+            f"{name}{suffix}": parts.decoder_part(spec, weights, int4, first, last, length=length, capacity=capacity)
+            for name, length in (("prefill", chunk), ("decode", 1))
+        }
+        made.append(_part(folder, f"decoder{suffix}", graphs, ranges))
+    made.append(_part(folder, "lm_head", {"lm_head": parts.output_projection(spec, weights)}, ranges))
+    return made
+
+
+def _int4(job: LowerJob) -> Callable[[str], BlockWeights]:
+    recipe = job.recipe
+
+    def read(name: str) -> BlockWeights:
+        weight = job.weights(f"{name}.weight")
+        if recipe.qnn.decoder_weights == "per_channel":
+            return round_to_nearest(weight, 4, weight.shape[1], symmetric=True)
+        blocks = round_to_nearest(weight, 4, recipe.decoder_weights.block_size, symmetric=True)
+        return replace(blocks, scales=lpbq.project(blocks.scales))
+
+    return read
+
+
+def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[str, Range]) -> Part:
+    data = folder / f"{name}.data"
+    made = []
+    with TensorFile(data) as tensors:
+        for stage, graph in graphs.items():
+            path = folder / f"{stage}.onnx"
+            write_qdq(graph, ranges, path, tensors)
+            inputs, outputs = tensors_of(graph)
+            known = quantizations(graph, ranges)
+            zeros = {tensor.name: known[tensor.name].zero for tensor in (*inputs, *outputs) if tensor.dtype == "uint8"}
+            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs), zeros, graph.products()))
+    return Part(name, tuple(made), data)
+
+
+def _positions(job: LowerJob, folder: Path, lengths: dict[str, int]) -> dict[str, Graph]:
+    decoder, found = job.spec.decoder, {}
+    data = folder / "positions.data"
+    with TensorFile(data) as tensors:
+        for name, length in lengths.items():
+            stage = f"{name}_positions"
+            path = folder / f"{stage}.onnx"
+            positions.write_positions(decoder, path, tensors, length=length, capacity=job.capacity)
+            inputs, outputs = positions.tensors_of(decoder, length=length, capacity=job.capacity)
+            found[stage] = Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), {}, 0)
+    return found
+
+
+def _run_positions(graph: Graph) -> Callable[[int], dict[str, NDArray[np.float32]]]:
+    session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in graph.spec.outputs]
+
+    def run(past: int) -> dict[str, NDArray[np.float32]]:
+        values = session.run(names, {"past_length": np.array([past], np.int64)})
+        return dict(zip(names, values, strict=True))
+
+    return run
