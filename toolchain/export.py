@@ -139,6 +139,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             root = writer.path("placeholder").parent
             task = _task(prepared, data.pictures)
             found = measure(model, item.checked, root, data.judged, data.held_out, STEPS, task)
+            found = replace(found, parts=item.prove(root, data.judged[0]))
             check_thresholds(found, recipe.thresholds)
             quality[item.variant.name] = found
             progress.advance(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,13 +87,36 @@ class TaskSample:
 
 
 @dataclass(frozen=True, slots=True)
+class PartQuality:
+    """Graphs that were compiled together.
+
+    Attributes:
+        bytes: size of the binary.
+        compile_seconds, compiler_bytes: duration, and largest memory of the compiler.
+        cosine: agreement between the target's emulation and the form that was measured here, on real inputs; None where it
+            was not emulated.
+    """
+
+    bytes: int
+    compile_seconds: float
+    compiler_bytes: int
+    cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class QualityReport:
-    """What `report.json` says of one variant. `task` is None where the recipe names none."""
+    """What `report.json` says of one variant.
+
+    Attributes:
+        task: None where the recipe names none.
+        parts: what was compiled, for targets that are compiled.
+    """
 
     stages: dict[str, StageQuality]
     whole: WholeQuality
     probes: dict[str, tuple[float, ...]]
     task: TaskQuality | None = None
+    parts: dict[str, PartQuality] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. Figures are rounded: their last digits depend on the number of threads."""

@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from pocketvlm.errors import BundleError, EnvironmentFault
 from pocketvlm.runtime.engines.onnxruntime_engine import BAD_FILE, OnnxRuntimeSession, first_line
-from pocketvlm.runtime.engines.qnn_provider import add_provider, qnn_module
+from pocketvlm.runtime.engines.qnn_provider import npu_session, qnn_module
 
 _PROVIDER_OPTIONS = frozenset({"soc_model", "htp_arch", "vtcm_mb", "htp_performance_mode"})
 _FATAL_ONLY = 4
@@ -36,9 +36,9 @@ class QnnEngine:
                 )
         if "shared_weights" in options:
             settings.add_session_config_entry("ep.share_ep_contexts", "1")
-        add_provider(settings, {key: value for key, value in options.items() if key in _PROVIDER_OPTIONS})
+        chosen = {key: value for key, value in options.items() if key in _PROVIDER_OPTIONS}
         try:
-            session = ort.InferenceSession(str(path), sess_options=settings)
+            session = npu_session(str(path), settings, chosen)
         except BAD_FILE as error:
             raise BundleError(
                 f"{path.name}: the NPU's runtime cannot load it: {first_line(error)}",

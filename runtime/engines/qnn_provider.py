@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import platform
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnxruntime as ort
@@ -44,15 +49,41 @@ def emulated() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def add_provider(settings: Any, options: dict[str, str]) -> None:
-    """Let a session with these `SessionOptions` run on the NPU and nowhere else.
+def npu_session(path: str, settings: Any, options: dict[str, str]) -> Any:
+    """An `InferenceSession` that runs on the NPU and nowhere else.
 
     Args:
+        settings: ONNX Runtime's `SessionOptions`; they are completed.
         options: the provider's own options.
 
     Raises:
-        EnvironmentFault: the package is missing, or its libraries do not load.
+        EnvironmentFault: the package is missing, or its libraries do not load. What ONNX Runtime raises is left as it is.
     """
+    _add_provider(settings, options)
+    with _lock, _stdout_to_stderr():
+        return ort.InferenceSession(path, sess_options=settings)
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """The emulation greets on the process's standard output, which is for answers."""
+    if not emulated() or sys.platform != "linux":
+        yield
+        return
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        # What C has buffered goes out before the old place is back.
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _add_provider(settings: Any, options: dict[str, str]) -> None:
     module = qnn_module()
     with _lock:
         if not _devices:

@@ -17,6 +17,7 @@ from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.quantize.kv_cache import KvScales
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.verify import PartQuality
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 
@@ -61,10 +62,13 @@ class Lowered:
     Attributes:
         checked: the same stages in a form that this machine can run, for the export's own measurements; its file names may be
             absolute.
+        prove: what the target can show on this machine beyond that, on a real conversation, given the folder that file names
+            are relative to. It raises GateError.
     """
 
     variant: VariantSpec
     checked: VariantSpec
+    prove: Callable[[Path, Conversation], dict[str, PartQuality]] = lambda root, sample: {}
 
 
 class Backend(Protocol):

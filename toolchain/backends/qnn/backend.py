@@ -19,10 +19,13 @@ from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, Varia
 from pocketvlm.toolchain.backends.base import Lowered, LowerJob
 from pocketvlm.toolchain.backends.ort_cpu import cpu_stages, versions
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
+from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
 from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
+from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.verify import PartQuality
 
 _ENGINE = "onnxruntime-qnn"
 _CPU_ENGINE = "onnxruntime"
@@ -66,10 +69,12 @@ class Qnn:
         for name, graph in graphs.positions.items():
             checked[name] = graph.spec
             stages[name] = self._positions(job, graph.spec)
-        compiler = Compiler(self._soc, job.work / "compiled", int(recipe.qnn.memory_gb * 1e9), recipe.qnn.vtcm_mb)
+        memory = int(recipe.qnn.memory_gb * 1e9)
+        compiler = Compiler(self._soc, job.work / "compiled", memory, recipe.qnn.vtcm_mb)
+        binaries: dict[str, Compiled] = {}
         for part in graphs.parts:
             checked |= {graph.stage: graph.spec for graph in part.graphs}
-            stages |= self._compile(job, compiler, part)
+            stages |= self._compile(job, compiler, part, binaries)
         variant = VariantSpec(
             name=self._target.replace(":", "-"),
             target=self._target,
@@ -84,7 +89,15 @@ class Qnn:
         )
         # Without optimizations the CPU rounds where the NPU does.
         options = {"graph_optimization": "disabled"}
-        return Lowered(variant, replace(variant, engine=_CPU_ENGINE, engine_options=options, stages=checked, device=None))
+        on_cpu = replace(variant, engine=_CPU_ENGINE, engine_options=options, stages=checked, device=None)
+
+        def prove(root: Path, sample: Conversation) -> dict[str, PartQuality]:
+            emulation = Emulation(job.work / "emulated", provider_options(self._soc, recipe.qnn.vtcm_mb), memory)
+            wanted = wanted_graphs(graphs.parts, recipe.qnn.emulate)
+            cosines = emulation.check(on_cpu, root, sample, wanted, job.progress)
+            return {name: _quality(name, made, graphs.parts, cosines) for name, made in binaries.items()}
+
+        return Lowered(variant, on_cpu, prove)
 
     def _engine_options(self, recipe: ExportRecipe) -> dict[str, str]:
         options = {**provider_options(self._soc, recipe.qnn.vtcm_mb), "htp_performance_mode": "burst"}
@@ -93,7 +106,7 @@ class Qnn:
     def _cache(self, job: LowerJob, chunk: int) -> KvCacheSpec:
         decoder = job.spec.decoder
         return KvCacheSpec(
-            dtype="uint8", protocol="columns", layers=decoder.layers, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim,
+            dtype="int8", protocol="columns", layers=decoder.layers, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim,
             capacity=job.capacity, chunk_size=chunk, keys_transposed=True,
         )  # fmt: skip
 
@@ -104,7 +117,7 @@ class Qnn:
         names = [f"{_SHARED_FOLDER}/{Path(source).name}" for source in (spec.file, *spec.external_data)]
         return replace(spec, file=names[0], external_data=tuple(names[1:]), engine=_CPU_ENGINE)
 
-    def _compile(self, job: LowerJob, compiler: Compiler, part: Part) -> dict[str, StageSpec]:
+    def _compile(self, job: LowerJob, compiler: Compiler, part: Part, binaries: dict[str, Compiled]) -> dict[str, StageSpec]:
         if job.recipe.qnn.weight_sharing or len(part.graphs) == 1:
             groups = {part.name: part.graphs}
         else:
@@ -112,7 +125,7 @@ class Qnn:
         stages = {}
         for name, graphs in groups.items():
             job.progress.note(f"compiling {name} for {self._soc.name}")
-            made = compiler.compile(name, [graph.path for graph in graphs], [part.data])
+            made = binaries[name] = compiler.compile(name, [graph.path for graph in graphs], [part.data])
             binary = f"{name}.bin"
             _place(made.binary, job.folder / binary)
             for graph, context in zip(graphs, made.contexts, strict=True):
@@ -122,6 +135,13 @@ class Qnn:
             job.progress.note(_told(name, made))
             job.progress.advance(1)
         return stages
+
+
+def _quality(name: str, made: Compiled, parts: tuple[Part, ...], cosines: dict[str, float]) -> PartQuality:
+    stages = [graph.stage for part in parts for graph in part.graphs if name in (part.name, graph.stage)]
+    found = [cosines[stage] for stage in stages if stage in cosines]
+    size = made.binary.stat().st_size
+    return PartQuality(size, made.seconds, made.peak_bytes, min(found) if len(found) == len(stages) else None)
 
 
 def _told(name: str, made: Compiled) -> str:

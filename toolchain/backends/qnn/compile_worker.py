@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from pocketvlm.runtime.engines.qnn_provider import add_provider
+from pocketvlm.runtime.engines.qnn_provider import npu_session
 
 _ERRORS = 3
 
@@ -26,8 +26,7 @@ def _session(graph: str, options: dict[str, str], entries: dict[str, str]) -> An
     settings.log_severity_level = _ERRORS
     for key, value in entries.items():
         settings.add_session_config_entry(key, value)
-    add_provider(settings, options)
-    return ort.InferenceSession(graph, sess_options=settings)
+    return npu_session(graph, settings, options)
 
 
 def compile_graphs(graphs: list[str], contexts: list[str], options: dict[str, str]) -> dict[str, Any]:

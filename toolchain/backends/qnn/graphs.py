@@ -14,7 +14,7 @@ from pocketvlm.runtime.manifest import StageSpec
 from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
-from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_qdq
+from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
 from pocketvlm.toolchain.quantize import lpbq
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
@@ -32,14 +32,12 @@ class Graph:
         stage: its name among the variant's stages.
         path: the model.
         spec: its tensors; the file is not yet that of a bundle.
-        zeros: zero points of its uint8 inputs and outputs.
         products: multiplications of one run.
     """
 
     stage: str
     path: Path
     spec: StageSpec
-    zeros: dict[str, int]
     products: int
 
 
@@ -141,9 +139,7 @@ def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[
             path = folder / f"{stage}.onnx"
             write_qdq(graph, ranges, path, tensors)
             inputs, outputs = tensors_of(graph)
-            known = quantizations(graph, ranges)
-            zeros = {tensor.name: known[tensor.name].zero for tensor in (*inputs, *outputs) if tensor.dtype == "uint8"}
-            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs), zeros, graph.products()))
+            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs), graph.products()))
     return Part(name, tuple(made), data)
 
 
@@ -156,7 +152,7 @@ def _positions(job: LowerJob, folder: Path, lengths: dict[str, int]) -> dict[str
             path = folder / f"{stage}.onnx"
             positions.write_positions(decoder, path, tensors, length=length, capacity=job.capacity)
             inputs, outputs = positions.tensors_of(decoder, length=length, capacity=job.capacity)
-            found[stage] = Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), {}, 0)
+            found[stage] = Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), 0)
     return found
 
 

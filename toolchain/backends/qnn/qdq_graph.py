@@ -1,10 +1,12 @@
 """Writes a `StaticGraph` with quantized activations: each operator between DequantizeLinear and QuantizeLinear.
 
-Activations have 16 bits, asymmetric per tensor; the cache has 8. Weights are INT4 per channel or LPBQ, INT8 per channel, or,
-for biases and norms, 16 bits per tensor. This is the form in which ONNX Runtime's QNN provider recognises a quantized operator;
-its CPU provider runs the same file, which gives the reference that the NPU's numbers are held against.
+Activations have 16 bits, asymmetric per tensor. What is the second factor of a product of two activations (keys and values)
+has 8 bits, symmetric: the NPU multiplies 16 bits with 8, and makes 8 of 16 by itself, less exactly. Weights are INT4 per
+channel or LPBQ, INT8 per channel, or, for biases and norms, 16 bits per tensor. This is the form in which ONNX Runtime's QNN
+provider recognises a quantized operator; its CPU provider runs the same file, which gives the reference that the NPU's numbers
+are held against.
 
-Inputs and outputs are float32 or uint8: Java's ONNX Runtime has no uint16.
+Inputs and outputs are float32 or int8: Java's ONNX Runtime has no uint16.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from pocketvlm.toolchain.backends.qnn.static_graph import Kind, Matrix, Node, Ra
 from pocketvlm.toolchain.quantize import lpbq
 from pocketvlm.toolchain.quantize.block import BlockWeights
 
-_LEVELS: dict[Kind, int] = {"uint16": 65535, "uint8": 255}
-_DTYPES: dict[Kind, type[np.generic]] = {"uint16": np.uint16, "uint8": np.uint8}
+_DTYPES: dict[Kind, type[np.unsignedinteger[Any] | np.signedinteger[Any]]] = {"uint16": np.uint16, "int8": np.int8}
+_INT8_MOST = 127
 _SMALLEST = 1e-6
 
 
@@ -34,14 +36,17 @@ class Quantization:
 
     def __init__(self, kind: Kind, low: float, high: float) -> None:
         low, high = min(low, 0.0), max(high, 0.0)
-        levels = _LEVELS[kind]
         self.kind = kind
-        self.scale = np.float32(max(high - low, _SMALLEST) / levels)
-        self.zero = int(np.clip(round(-low / float(self.scale)), 0, levels))
+        if kind == "int8":
+            self.scale, self.zero = np.float32(max(-low, high, _SMALLEST) / _INT8_MOST), 0
+            return
+        self.scale = np.float32(max(high - low, _SMALLEST) / 65535)
+        self.zero = int(np.clip(round(-low / float(self.scale)), 0, 65535))
 
     def encode(self, values: NDArray[np.float32]) -> NDArray[Any]:
         """Float values -> codes."""
-        codes: NDArray[Any] = np.clip(np.rint(values / self.scale) + self.zero, 0, _LEVELS[self.kind])
+        bounds = np.iinfo(_DTYPES[self.kind])
+        codes: NDArray[Any] = np.clip(np.rint(values / self.scale) + self.zero, bounds.min, bounds.max)
         return codes.astype(_DTYPES[self.kind])
 
     @property
@@ -82,7 +87,7 @@ def tensors_of(graph: StaticGraph) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
     """Inputs and outputs as the runtime sees them."""
 
     def spec(name: str) -> TensorSpec:
-        return TensorSpec(name, "uint8" if graph.kinds.get(name) == "uint8" else "float32", graph.shapes[name])
+        return TensorSpec(name, "int8" if graph.kinds.get(name) == "int8" else "float32", graph.shapes[name])
 
     return tuple(map(spec, graph.inputs)), tuple(map(spec, graph.outputs))
 
@@ -99,7 +104,7 @@ class _Writer:
         for tensor in inputs:
             writer.input(tensor)
             name = tensor.name
-            codes = name if tensor.dtype == "uint8" else self._quantize(name, name, f"{name}.codes")
+            codes = name if tensor.dtype == "int8" else self._quantize(name, name, f"{name}.codes")
             self._float[name] = self._dequantize(codes, name)
         for name, integers in graph.integers.items():
             self._float[name] = writer.weight(name, integers)
@@ -124,9 +129,9 @@ class _Writer:
             self._result(name, value)
 
     def _result(self, name: str, value: str) -> None:
-        """Quantize a result; an output is uint8 codes or the dequantized value."""
+        """Quantize a result; an output is int8 codes or the dequantized value."""
         outward = name in self._graph.outputs
-        if outward and self._known[name].kind == "uint8":
+        if outward and self._known[name].kind == "int8":
             self._quantize(value, name, name)
             self._float[name] = self._dequantize(name, name)
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pocketvlm.toolchain.quantize.block import BlockWeights
 
-Kind = Literal["uint16", "uint8"]
+Kind = Literal["uint16", "int8"]
 Range = tuple[float, float]
 
 # Operators that move values without changing them: their inputs and outputs share one quantization.
@@ -106,7 +106,7 @@ class StaticGraph:
         return f"{label}_{self._counts[label]}"
 
     def input(self, name: str, shape: Sequence[int], kind: Kind = "uint16") -> str:
-        """Declare an input; outside it is float32, or uint8 when `kind` says so."""
+        """Declare an input; outside it is float32, or int8 when `kind` says so."""
         self.inputs[name] = self.shapes[name] = tuple(shape)
         if kind != "uint16":
             self.kinds[name] = kind

@@ -129,6 +129,7 @@ class StaticOps:
         batch, length, width = self._shape(query)
         size = width // heads
         query = self.scaled(query, size**-0.5)
+        key, value = (self.graph.node("Requantize", [x], (batch, length, width), kind="int8") for x in (key, value))
         q, k, v = (self.transpose(self.reshape(x, (batch, length, heads, size)), (0, 2, 1, 3)) for x in (query, key, value))
         scores = self.graph.node("MatMul", [q, self.transpose(k, (0, 1, 3, 2))], (batch, heads, length, length))
         if self.valid_positions is not None and self.valid_positions < length:
@@ -165,8 +166,8 @@ class StaticDecoderOps(StaticOps):
     """Records the language model for a fixed number of positions and a cache of fixed size.
 
     Inputs of the graph beside the embeddings: cos and sin [1, T, 1, d] (sin with the sign of the rotation), mask [1, 1, 1, P]
-    (0 for a filled column of the cache, MASKED for a free one), past_key.<i> uint8 [1, kv, d, P], past_value.<i> uint8
-    [1, kv, P, d]. Outputs: new_key.<i> uint8 [1, kv, d, T], new_value.<i> uint8 [1, kv, T, d].
+    (0 for a filled column of the cache, MASKED for a free one), past_key.<i> int8 [1, kv, d, P], past_value.<i> int8
+    [1, kv, P, d]. Outputs: new_key.<i> int8 [1, kv, d, T], new_value.<i> int8 [1, kv, T, d].
 
     The query heads of a key-value head are folded into the positions, so that no scores are reshaped; the mask is expanded
     once for all layers to that form. Inside the chunk, the causal mask is a constant.
@@ -216,15 +217,15 @@ class StaticDecoderOps(StaticOps):
         rows = length * (heads // kv_heads)
         query = self._rotate(self.scaled(query, size**-0.5), heads)
         key = self._rotate(key, kv_heads)
-        past_key = graph.input(f"past_key.{layer}", (1, kv_heads, size, self._capacity), "uint8")
-        past_value = graph.input(f"past_value.{layer}", (1, kv_heads, self._capacity, size), "uint8")
+        past_key = graph.input(f"past_key.{layer}", (1, kv_heads, size, self._capacity), "int8")
+        past_value = graph.input(f"past_value.{layer}", (1, kv_heads, self._capacity, size), "int8")
         new_key, new_value = self._columns(key, value, layer)
         graph.ties += [(new_key, past_key), (new_value, past_value)]
         by_head = self.transpose(query, (0, 2, 1, 3))
         folded = self.reshape(by_head, (1, kv_heads, rows, size))
         total = self._capacity + length
-        keys = graph.node("Concat", [past_key, new_key], (1, kv_heads, size, total), kind="uint8", axis=3)
-        values = graph.node("Concat", [past_value, new_value], (1, kv_heads, total, size), kind="uint8", axis=2)
+        keys = graph.node("Concat", [past_key, new_key], (1, kv_heads, size, total), kind="int8", axis=3)
+        values = graph.node("Concat", [past_value, new_value], (1, kv_heads, total, size), kind="int8", axis=2)
         scores = graph.node("MatMul", [folded, keys], (1, kv_heads, rows, total))
         weights = self.softmax(self.add(scores, self._mask))
         mixed = graph.node("MatMul", [weights, values], (1, kv_heads, rows, size))
@@ -239,12 +240,12 @@ class StaticDecoderOps(StaticOps):
         requests 20685 and 15008).
         """
         kv_heads, size, length = self._decoder.kv_heads, self._decoder.head_dim, self._length
-        flat = self.graph.node("Requantize", [self.reshape(key, (1, length, -1))], (1, length, kv_heads * size), kind="uint8")
-        turned = self.graph.node("Transpose", [flat], (1, kv_heads * size, length), kind="uint8", perm=[0, 2, 1])
+        flat = self.graph.node("Requantize", [self.reshape(key, (1, length, -1))], (1, length, kv_heads * size), kind="int8")
+        turned = self.graph.node("Transpose", [flat], (1, kv_heads * size, length), kind="int8", perm=[0, 2, 1])
         shape = (1, kv_heads, size, length)
-        new_key = self.graph.node("Reshape", [turned, self.graph.index(*shape)], shape, kind="uint8")
+        new_key = self.graph.node("Reshape", [turned, self.graph.index(*shape)], shape, kind="int8")
         by_head = self.transpose(self.reshape(value, (1, length, kv_heads, size)), (0, 2, 1, 3))
-        new_value = self.graph.node("Requantize", [by_head], (1, kv_heads, length, size), kind="uint8")
+        new_value = self.graph.node("Requantize", [by_head], (1, kv_heads, length, size), kind="int8")
         return self.graph.output(new_key, f"new_key.{layer}"), self.graph.output(new_value, f"new_value.{layer}")
 
     def _rotate(self, x: str, heads: int) -> str:
