@@ -84,6 +84,22 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _add_provider(settings: Any, options: dict[str, str]) -> None:
+    devices = loaded_devices()
+    if not devices:
+        raise EnvironmentFault(f"{PACKAGE} finds no device here", "run it on a Snapdragon, or on x86-64 to emulate one")
+    # An operator that the NPU cannot take is an error, not a reason to run it elsewhere.
+    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # Without this, quantizing float inputs and outputs would be left to the CPU.
+    fixed = {"backend_path": qnn_module().get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
+    settings.add_provider_for_devices(devices[:1], {**fixed, **options})
+
+
+def loaded_devices() -> list[Any]:
+    """Load the provider, if it is not; returns the devices that it finds.
+
+    Raises:
+        EnvironmentFault: the package is missing, or its libraries do not load.
+    """
     module = qnn_module()
     with _lock:
         if not _devices:
@@ -92,10 +108,4 @@ def _add_provider(settings: Any, options: dict[str, str]) -> None:
             except RuntimeError as error:
                 raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", _INSTALL) from error
             _devices.extend(device for device in ort.get_ep_devices() if device.ep_name == PROVIDER)
-        if not _devices:
-            raise EnvironmentFault(f"{PACKAGE} finds no device here", "run it on a Snapdragon, or on x86-64 to emulate one")
-    # An operator that the NPU cannot take is an error, not a reason to run it elsewhere.
-    settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # Without this, quantizing float inputs and outputs would be left to the CPU.
-    fixed = {"backend_path": module.get_qnn_htp_path(), "offload_graph_io_quantization": "0"}
-    settings.add_provider_for_devices(_devices[:1], {**fixed, **options})
+    return _devices

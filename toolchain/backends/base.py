@@ -71,6 +71,21 @@ class Lowered:
     prove: Callable[[Path, Conversation], dict[str, PartQuality]] = lambda root, sample: {}
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that a target needs, beside packages.
+
+    Attributes:
+        hint: what to do when it is not there.
+    """
+
+    name: str
+    found: str
+    needed: str
+    ok: bool
+    hint: str = ""
+
+
 class Backend(Protocol):
     """A compile target.
 
@@ -87,6 +102,13 @@ class Backend(Protocol):
 
         Raises:
             UsageError: naming the setting and what to use instead.
+        """
+
+    def environment(self, phone_runtime: str | None) -> list[Check]:
+        """What this machine, and a phone whose runtime has that version, need beside the packages.
+
+        Raises:
+            UsageError: the target has no runtime of its own on the phone.
         """
 
     def lower(self, job: LowerJob) -> Lowered:

@@ -16,7 +16,7 @@ import torch
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Lowered, LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
@@ -55,6 +55,16 @@ class OrtCpu:
         """
         if spec.decoder.head_dim % 8:
             raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
+
+    def environment(self, phone_runtime: str | None) -> list[Check]:
+        """Nothing beside the packages.
+
+        Raises:
+            UsageError: a phone's runtime was named.
+        """
+        if phone_runtime is not None:
+            raise UsageError("target ort-cpu has no runtime of its own on the phone", "leave out --phone-runtime")
+        return []
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs and two external data files into `job.folder`."""

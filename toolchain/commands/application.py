@@ -221,13 +221,17 @@ def _verify(bundle: BundlePath, as_json: Json = False, debug: Debug = False) -> 
 @_command("doctor")
 def _doctor(
     target: Annotated[str | None, typer.Option(metavar="T", help="Check what exporting for this target needs.")] = None,
+    phone_runtime: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="Version of the target's runtime on the phone (qnn: of qnn-runtime or QAIRT)."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check this machine: packages, processor, memory, disk."""
     from pocketvlm.toolchain.commands.doctor import doctor
 
-    doctor(target, as_json)
+    doctor(target, phone_runtime, as_json)
 
 
 @_command("list")

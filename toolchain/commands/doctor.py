@@ -14,14 +14,16 @@ from typing import Any
 import psutil
 from rich.filesize import decimal
 
-from pocketvlm.errors import EnvironmentFault
+from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.toolchain.backends import BACKENDS
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;\s*extra\s*==\s*['\"](\w+)['\"])?")
-_CHECKED = {"": "runtime", "cli": "command line", "export": "export"}
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*\bextra\s*==\s*['\"](\w+)['\"])?")
+# Extras, and what they are for. One with the name of a family of targets is needed for those alone.
+_CHECKED = {"": "runtime", "cli": "command line", "export": "export", "qnn": "targets qnn:*"}
+_ALWAYS = (_CHECKED[""], _CHECKED["cli"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +37,31 @@ class Package:
     ok: bool
 
 
-def doctor(target: str | None, as_json: bool) -> None:
+def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None:
     """Print what this machine has; without `target` only the packages of runtime and command line have to be there.
 
+    Args:
+        phone_runtime: version of the target's runtime on the phone, to be compared with what is compiled here.
+
     Raises:
-        UsageError: an unknown target.
+        UsageError: an unknown target, or a phone's runtime without a target that has one.
         EnvironmentFault: something needed is missing or of another version.
     """
     if target is not None:
         BACKENDS.require(target)
+    family = (target or "").partition(":")[0]
+    extra = family if family in _CHECKED and family else "export" if target else "cli"
+    wanted_for = {*_ALWAYS, *((_CHECKED["export"], _CHECKED[extra]) if target else ())}
     packages = check_packages()
-    needed = [item for item in packages if target is not None or item.needed_for != "export"]
-    faults = [item for item in needed if not item.ok]
+    faults = [item for item in packages if not item.ok and item.needed_for in wanted_for]
+    checks = []
+    if target is not None and not faults:
+        checks = BACKENDS.load(target)(target).environment(phone_runtime)
+    elif phone_runtime is not None and target is None:
+        raise UsageError("--phone-runtime needs a target", "add --target")
     memory, free = psutil.virtual_memory(), shutil.disk_usage(Path.cwd()).free
     found: dict[str, Any] = {
-        "ok": not faults,
+        "ok": not faults and all(check.ok for check in checks),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": [asdict(item) for item in packages],
@@ -62,18 +74,21 @@ def doctor(target: str | None, as_json: bool) -> None:
         "memory": {"total_bytes": memory.total, "available_bytes": memory.available},
         "disk": {"free_bytes": free},
         "targets": list(BACKENDS.names()),
+        "target": [asdict(check) for check in checks],
     }
-    if as_json and not faults:
+    if as_json and found["ok"]:
         print_json(found)
     elif not as_json:
         _print(found, packages)
     if faults:
         names = ", ".join(f"{item.name} ({item.installed or 'missing'}, wanted {item.wanted or 'any'})" for item in faults)
-        extra = "export" if target is not None else "cli"
         raise EnvironmentFault(
             f"packages are missing or of another version: {names}",
             f"pip install 'pocketvlm[{extra}]'; in a clone: '.[{extra}]'",
         )
+    for check in checks:
+        if not check.ok:
+            raise EnvironmentFault(f"{check.name}: {check.found}, needed is {check.needed}", check.hint)
 
 
 def check_packages() -> list[Package]:
@@ -152,5 +167,8 @@ def _print(found: dict[str, Any], packages: list[Package]) -> None:
         (item.name, item.installed or "missing", item.wanted, item.needed_for, "ok" if item.ok else "NO") for item in packages
     ]
     print_table("\npackages", ("package", "installed", "wanted", "for", ""), rows)
+    if found["target"]:
+        checks = [(item["name"], item["found"], item["needed"], "ok" if item["ok"] else "NO") for item in found["target"]]
+        print_table("\ntarget", ("", "here", "needed", ""), checks)
     ready = {part: all(item.ok for item in packages if item.needed_for == part) for part in _CHECKED.values()}
     print_line("ready for: " + (", ".join(part for part, ok in ready.items() if ok) or "nothing"))

@@ -16,10 +16,11 @@ import onnx
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Lowered, LowerJob
 from pocketvlm.toolchain.backends.ort_cpu import cpu_stages, versions
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
+from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.quantize.calibration import Conversation
@@ -56,6 +57,10 @@ class Qnn:
         if recipe.kv_cache.dtype != "int8":
             raise UsageError(f"target {self._target} keeps its cache in 8 bits", "leave out kv_cache.dtype")
         qairt_version()
+
+    def environment(self, phone_runtime: str | None) -> list[Check]:
+        """The C library, the compiler, and whether a phone's runtime can load what it makes."""
+        return environment(self._soc, phone_runtime)
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs, unless another SoC of this export has, and compile them."""
