@@ -108,7 +108,6 @@ class Bundle:
         variants = self.manifest.variants
         for variant in variants:
             if target in (variant.name, variant.target):
-                load_engine(variant.engine)
                 check_device(variant)
                 return variant
         known = ", ".join(dict.fromkeys(variant.target for variant in variants))

@@ -84,6 +84,7 @@ class OrtCpu:
             kv_cache=cache,
             toolchain=versions(),
         )
+        job.shared[WHOLE] = variant
         return Lowered(variant, variant)
 
     def _cache(self, job: LowerJob) -> KvCacheSpec:
@@ -133,7 +134,9 @@ class OrtCpu:
         return _save(job, graph, _LANGUAGE_DATA, inputs, outputs)
 
 
+# What is left in `LowerJob.shared` for targets that build on this one: the stages that stay on the CPU, and the variant.
 CPU_STAGES = "cpu_stages"
+WHOLE = "ort_cpu"
 
 
 def cpu_stages(job: LowerJob) -> dict[str, StageSpec]:

@@ -17,7 +17,7 @@ from pocketvlm.errors import UsageError
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
 from pocketvlm.toolchain.backends.base import Check, Lowered, LowerJob
-from pocketvlm.toolchain.backends.ort_cpu import cpu_stages, versions
+from pocketvlm.toolchain.backends.ort_cpu import WHOLE, cpu_stages, versions
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
 from pocketvlm.toolchain.backends.qnn.environment import environment
@@ -31,6 +31,7 @@ from pocketvlm.toolchain.verify import PartQuality
 _ENGINE = "onnxruntime-qnn"
 _CPU_ENGINE = "onnxruntime"
 _GRAPHS = "qnn_graphs"
+_HALVES = {"vision": ("vision_encoder", "connector"), "decoder": ("prefill", "decode")}
 # What all SoCs share.
 _SHARED_FOLDER = "qnn"
 
@@ -56,6 +57,11 @@ class Qnn:
             raise UsageError(f"target {self._target} has no float32 form", "leave out --precision fp32, or export for ort-cpu")
         if recipe.kv_cache.dtype != "int8":
             raise UsageError(f"target {self._target} keeps its cache in 8 bits", "leave out kv_cache.dtype")
+        if len(recipe.qnn.stages) < len(_HALVES) and "ort-cpu" not in recipe.targets:
+            raise UsageError(
+                f"qnn.stages {list(recipe.qnn.stages)} leaves the other half to target ort-cpu, which is not exported",
+                "add --target ort-cpu",
+            )
         qairt_version()
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
@@ -69,7 +75,7 @@ class Qnn:
         if _GRAPHS not in job.shared:
             job.shared[_GRAPHS] = write_graphs(job, chunk)
         graphs: Graphs = job.shared[_GRAPHS]
-        cpu = {name: replace(stage, engine=_CPU_ENGINE) for name, stage in cpu_stages(job).items()}
+        cpu = _on_cpu(job)
         checked, stages = dict(cpu), dict(cpu)
         for name, graph in graphs.positions.items():
             checked[name] = graph.spec
@@ -86,9 +92,9 @@ class Qnn:
             precision=recipe.precision,
             engine=_ENGINE,
             engine_options=self._engine_options(recipe),
-            vision_batch=recipe.qnn.vision_batch,
+            vision_batch=recipe.qnn.vision_batch if "vision" in recipe.qnn.stages else recipe.vision_batch,
             stages=stages,
-            kv_cache=self._cache(job, chunk),
+            kv_cache=self._cache(job, chunk) if "decoder" in recipe.qnn.stages else job.shared[WHOLE].kv_cache,
             toolchain={**versions(), "qairt": qairt_version()},
             device=DeviceSpec(self._soc.name, self._soc.model, self._soc.architecture, qairt_version()),
         )
@@ -140,6 +146,19 @@ class Qnn:
             job.progress.note(_told(name, made))
             job.progress.advance(1)
         return stages
+
+
+def _on_cpu(job: LowerJob) -> dict[str, StageSpec]:
+    """What the CPU runs: patch embedding and embedding table, and the half that the recipe leaves to it."""
+    found = {name: replace(stage, engine=_CPU_ENGINE) for name, stage in cpu_stages(job).items()}
+    for half, names in _HALVES.items():
+        if half not in job.recipe.qnn.stages:
+            whole: VariantSpec = job.shared[WHOLE]
+            left = {name: whole.stages[name] for name in names}
+            found |= {
+                name: replace(stage, engine=whole.engine, engine_options=whole.engine_options) for name, stage in left.items()
+            }
+    return found
 
 
 def _quality(name: str, made: Compiled, parts: tuple[Part, ...], cosines: dict[str, float]) -> PartQuality:

@@ -186,9 +186,10 @@ def _watch(child: subprocess.Popen[bytes], name: str, memory_bytes: int) -> int:
 
 def _failure(name: str, log: str, code: int) -> GateError | EnvironmentFault:
     """What the child's words mean."""
-    refused = list(dict.fromkeys(_UNSUPPORTED.findall(log)))
+    # Partitions of what can run there are listed, too.
+    refused = [found for found in dict.fromkeys(_UNSUPPORTED.findall(log)) if not found[1].startswith("QNNExecutionProvider")]
     if refused:
-        shown = ", ".join(f"{kind} {node.removesuffix('_node')!r}" for node, kind in refused[:5])
+        shown = ", ".join(f"{kind} {node.removesuffix('_node').removesuffix('.value')!r}" for node, kind in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         return GateError(
             f"{name}: {shown}{more} cannot run on the NPU",

@@ -1,0 +1,311 @@
+"""The NPU's graphs: their float form against the eager model, the quantized one on the CPU, and the emulated NPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pocketvlm.errors import EnvironmentFault, GateError
+from pocketvlm.runtime import VlmSession
+from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.manifest import StageSpec
+from pocketvlm.toolchain.backends.onnx_graph import TensorFile
+from pocketvlm.toolchain.backends.qnn import parts
+from pocketvlm.toolchain.backends.qnn.compiler import Compiler, provider_options, run_worker
+from pocketvlm.toolchain.backends.qnn.emulation import agreement
+from pocketvlm.toolchain.backends.qnn.float_graph import float_run
+from pocketvlm.toolchain.backends.qnn.graphs import Graph
+from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
+from pocketvlm.toolchain.backends.qnn.socs import SOCS
+from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
+from pocketvlm.toolchain.checkpoint import Checkpoint
+from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare
+from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.progress import SilentProgress
+from pocketvlm.toolchain.quantize.block import round_to_nearest
+from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
+from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
+
+from .conftest import save_llava
+from .tiny_bluelm_v import TinyBlueLMV
+
+CAPACITY, CHUNK = 64, 8
+CASES = {
+    "clip": {"tower": "clip", "feature_layer": -2, "strategy": "default"},
+    "clip, several layers": {"tower": "clip", "feature_layer": [-1, -3], "strategy": "full", "bias": False},
+    "siglip, tied": {"tower": "siglip", "feature_layer": -1, "strategy": "full", "tied": True},
+}
+Array = NDArray[np.float32]
+
+
+@pytest.fixture(params=list(CASES))
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
+    save_llava(tmp_path / "checkpoint", **CASES[request.param])  # type: ignore[arg-type]
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        found = prepare(checkpoint, ExportRecipe())
+        found.weights.keep_in_memory(1 << 40)
+    return found
+
+
+def positions(prepared: Prepared, past: int, length: int, capacity: int = CAPACITY) -> dict[str, Array]:
+    """cos, sin and mask as written down in docs/npu.md, without the graph that the exporter makes of it."""
+    decoder = prepared.spec.decoder
+    cos, sin = (
+        table[past : past + length].numpy()[None, :, None] for table in rotary_table(decoder.rope, decoder.head_dim, 256)
+    )
+    mask = np.zeros((1, 1, 1, capacity + length), np.float32)
+    mask[..., past:capacity] = -100
+    return {"cos": np.concatenate([cos, cos], 3), "sin": np.concatenate([-sin, sin], 3), "mask": mask}
+
+
+def cosine(a: Array, b: Array) -> float:
+    a, b = a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("most", [8, 1])
+def test_vision_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int) -> None:
+    spec, weights = prepared.spec, prepared.weights
+    size = spec.vision.image_size
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = EagerModel(spec, weights)
+    values = {"patches": model.patch_embed(pixels).numpy()}
+    for first, last in parts.cut(spec.vision.blocks, most):
+        with float_run(parts.vision_part(spec, weights, first, last, batch=2)) as run:
+            values |= run.run({name: values[name] for name in run.inputs})
+    expected = model.vision_blocks(model.patch_embed(pixels))
+    # The only difference is the 8 bits in which weights are stored.
+    assert cosine(values["features"], expected.numpy()) > 0.9999
+    with float_run(parts.connector(spec, weights, batch=2)) as run:
+        tokens = run.run({"features": values["features"]})["tokens"]
+    assert tokens.shape == tuple(model.connect(expected).shape)
+    assert cosine(tokens, model.connect(expected).numpy()) > 0.9999
+
+
+@pytest.mark.parametrize("most", [8, 1])
+def test_decoder_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int) -> None:
+    spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
+    codes = {
+        f"decoder.layers.{layer}.{name}": round_to_nearest(weights(f"decoder.layers.{layer}.{name}.weight"), 8, 16)
+        for layer in range(decoder.layers)
+        for name in ("q", "k", "v", "o", "gate", "up", "down")
+    }
+    replaced = {f"{name}.weight": torch.from_numpy(blocks.dequantize()) for name, blocks in codes.items()}
+    model = EagerModel(spec, lambda name: replaced.get(name, weights(name)))
+    ids = [5 + 7 * index % 90 for index in range(19)]
+    embeddings = model.embed(ids)
+    cache = EagerCache()
+    expected = model.prefill(embeddings[:, :16], cache, CHUNK)
+    step = model.decode(embeddings[:, 16:17], cache)
+    values: dict[str, Array] = {}
+    shape = (1, decoder.kv_heads, decoder.head_dim, CAPACITY)
+    for layer in range(decoder.layers):
+        values[f"past_key.{layer}"] = np.zeros(shape, np.float32)
+        values[f"past_value.{layer}"] = np.zeros((1, decoder.kv_heads, CAPACITY, decoder.head_dim), np.float32)
+    for past, length in ((0, CHUNK), (8, CHUNK), (16, 1)):
+        values |= positions(prepared, past, length) | {"embeddings": embeddings[:, past : past + length].numpy()}
+        for first, last in parts.cut(decoder.layers, most):
+            graph = parts.decoder_part(spec, weights, codes.__getitem__, first, last, length=length, capacity=CAPACITY)
+            with float_run(graph) as run:
+                values |= run.run({name: values[name] for name in run.inputs})
+        for layer in range(decoder.layers):
+            values[f"past_key.{layer}"][..., past : past + length] = values[f"new_key.{layer}"]
+            values[f"past_value.{layer}"][:, :, past : past + length] = values[f"new_value.{layer}"]
+        with float_run(parts.output_projection(spec, weights)) as run:
+            logits = run.run({"hidden": values["hidden"][:, -1:]})["logits"]
+        if past == 8:
+            assert cosine(logits, expected.numpy()) > 0.9999
+    assert cosine(logits, step.numpy()) > 0.9999
+
+
+def test_the_same_values_have_the_same_names_however_the_decoder_is_cut(prepared: Prepared) -> None:
+    def names(bounds: list[tuple[int, int]], length: int) -> set[str]:
+        made = set()
+        for first, last in bounds:
+            graph = parts.decoder_part(
+                prepared.spec,
+                prepared.weights,
+                lambda name: None,
+                first,
+                last,
+                length=length,
+                capacity=CAPACITY,  # type: ignore[arg-type, return-value]
+            )
+            made |= set(graph.activations())
+        return made
+
+    layers = prepared.spec.decoder.layers
+    one_by_one = names(parts.cut(layers, 1), CHUNK)
+    assert names([(0, layers)], CHUNK) == one_by_one
+    assert names([(0, layers)], 1) <= one_by_one
+
+
+def export(checkpoint: Path, output: Path, recipe: ExportRecipe) -> Bundle:
+    with Checkpoint.open(str(checkpoint)) as opened:
+        export_checkpoint(opened, output, recipe, SilentProgress())
+    return Bundle.open(output)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Callable[[str], Path]:
+    """A tiny BlueLM-V for CPU and two SoCs; `separate` has binaries that the emulation can run."""
+    folder = tmp_path_factory.mktemp("qnn")
+    TinyBlueLMV(positions=256).save(folder / "checkpoint", [(1, 1), (2, 1)])
+    base = load_recipe(recipe_file)
+    base = replace(base, targets=("qnn:SM8750", "ort-cpu", "qnn:SM8550"), max_seq_len=256, chunk_size=32)
+
+    def made(name: str) -> Path:
+        if not (folder / name).exists():
+            qnn = replace(base.qnn, weight_sharing=name != "separate", layers_per_part=2, vision_batch=2, emulate="all")
+            export(folder / "checkpoint", folder / name, replace(base, qnn=qnn)).close()
+        return folder / name
+
+    return made
+
+
+def photograph() -> Image.Image:
+    return Image.fromarray(skimage.data.chelsea())
+
+
+def answer(bundle: Path, target: str) -> tuple[list[int], str]:
+    question = {"role": "user", "content": [{"type": "image", "image": photograph()}, {"type": "text", "text": "What is it?"}]}
+    with VlmSession.open(bundle, target=target) as session:
+        stream = session.chat([question], max_new_tokens=6, temperature=0)
+        for _ in stream:
+            pass
+        assert stream.metrics is not None
+        return list(stream.token_ids), stream.metrics.backend_actual
+
+
+def test_one_bundle_holds_two_socs_and_the_cpu(bundles: Callable[[str], Path]) -> None:
+    bundle = Bundle.open(bundles("shared"))
+    variants = {variant.target: variant for variant in bundle.manifest.variants}
+    assert list(variants) == ["qnn:SM8750", "ort-cpu", "qnn:SM8550"]
+    one, cpu, other = variants.values()
+    assert one.device is not None
+    assert (one.device.soc, one.device.soc_model, one.device.architecture) == ("SM8750", 69, 79)
+    for stage in ("patch_embed", "embed_tokens"):
+        assert one.stages[stage].file == other.stages[stage].file == cpu.stages[stage].file
+    assert one.stages["prefill_positions"].file == other.stages["prefill_positions"].file
+    assert one.chain("prefill") == ("prefill.0", "prefill.1")
+    for number in range(2):
+        assert one.stages[f"prefill.{number}"].external_data == one.stages[f"decode.{number}"].external_data
+    outward = {tensor.dtype for stage in one.stages.values() for tensor in (*stage.inputs, *stage.outputs)}
+    assert outward == {"float32", "int8", "int64"}
+    report = json.loads(bundle.path("report.json").read_text())
+    found = report["variants"]["qnn-SM8750"]["parts"]
+    assert found.keys() == {"vision_encoder.0", "vision_encoder.1", "connector", "decoder.0", "decoder.1", "lm_head"}
+    assert all(part["cosine"] >= 0.9999 and part["bytes"] > 1000 for part in found.values())
+
+
+def test_the_emulated_npu_answers_and_may_share_the_work_with_the_cpu(bundles: Callable[[str], Path]) -> None:
+    bundle = bundles("separate")
+    expected, told = answer(bundle, "ort-cpu")
+    assert told == "ort-cpu (onnxruntime)"
+    tokens, told = answer(bundle, "qnn:SM8750")
+    assert told == "qnn:SM8750 (onnxruntime-qnn, emulated)"
+    assert len(tokens) == len(expected)
+    mixed, told = answer(bundle, "qnn:SM8550+ort-cpu")
+    assert told == "qnn:SM8550+ort-cpu (vision: onnxruntime-qnn, emulated, decoder: onnxruntime)"
+    assert len(mixed) == len(expected)
+    other, told = answer(bundle, "ort-cpu+qnn:SM8750")
+    assert told.endswith("(vision: onnxruntime, decoder: onnxruntime-qnn, emulated)")
+    assert len(other) == len(expected)
+
+
+def test_without_a_wish_the_cpu_is_taken_where_the_npu_is_emulated(bundles: Callable[[str], Path]) -> None:
+    assert Bundle.open(bundles("separate")).variant().target == "ort-cpu"
+
+
+def test_binaries_of_a_newer_compiler_are_refused_before_they_are_loaded(
+    bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pocketvlm.runtime.devices.qairt_version", lambda: "2.49.1")
+    with pytest.raises(EnvironmentFault, match=r"compiled by QAIRT 2\.50.*runtime here is QAIRT 2\.49"):
+        Bundle.open(bundles("separate")).variant("qnn:SM8750")
+
+
+def test_another_soc_is_refused_by_name(bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocketvlm.runtime.devices.emulated", lambda: False)
+    monkeypatch.setattr("pocketvlm.runtime.bundle.emulated", lambda: False)
+    monkeypatch.setattr("pocketvlm.runtime.devices.soc_name", lambda: "SM8550")
+    bundle = Bundle.open(bundles("separate"))
+    with pytest.raises(EnvironmentFault, match=r"compiled for SM8750 \(architecture v79\); this machine's SoC is SM8550"):
+        bundle.variant("qnn:SM8750")
+    assert bundle.variant("qnn:SM8550").target == "qnn:SM8550"
+    monkeypatch.setattr("pocketvlm.runtime.devices.soc_name", lambda: None)
+    assert bundle.variant().target == "ort-cpu"
+
+
+def linear_and(op: str) -> StaticGraph:
+    graph = StaticGraph("small")
+    x = graph.input("x", (1, 8, 32))
+    graph.output(graph.node(op, [x], (1, 8, 32)), "y")
+    return graph
+
+
+def written(folder: Path, graph: StaticGraph) -> Graph:
+    path = folder / "small.onnx"
+    with TensorFile(folder / "small.data") as tensors:
+        write_qdq(graph, dict.fromkeys(graph.activations(), (-1.0, 1.0)), path, tensors)
+    inputs, outputs = tensors_of(graph)
+    return Graph("small", path, StageSpec(str(path), inputs, outputs), graph.products())
+
+
+def test_an_operator_that_does_not_land_is_named(tmp_path: Path) -> None:
+    graph = written(tmp_path, linear_and("Mish"))
+    compiler = Compiler(SOCS["SM8750"], tmp_path / "store", 4 << 30)
+    with pytest.raises(GateError, match=r"small: Mish 'y' cannot run on the NPU"):
+        compiler.compile("small", [graph.path], [tmp_path / "small.data"])
+    assert not list((tmp_path / "store").glob("*[!l]/compiled.json"))
+
+
+def test_what_was_compiled_is_taken_again_unless_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = written(tmp_path, linear_and("Sigmoid"))
+    compiler = Compiler(SOCS["SM8750"], tmp_path / "store", 4 << 30)
+    first = compiler.compile("small", [graph.path], [tmp_path / "small.data"])
+    context = onnx.load(str(first.contexts[0]), load_external_data=False)
+    assert [node.op_type for node in context.graph.node] == ["EPContext"]
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", lambda *args: pytest.fail("compiled twice"))
+    assert compiler.compile("small", [graph.path], [tmp_path / "small.data"]) == first
+    with pytest.raises(pytest.fail.Exception, match="compiled twice"):
+        Compiler(SOCS["SM8550"], tmp_path / "store", 4 << 30).compile("small", [graph.path], [tmp_path / "small.data"])
+    first.binary.write_bytes(first.binary.read_bytes()[:-1])
+    with pytest.raises(pytest.fail.Exception, match="compiled twice"):
+        compiler.compile("small", [graph.path], [tmp_path / "small.data"])
+
+
+def test_the_compiler_is_stopped_at_its_bound_of_memory(tmp_path: Path) -> None:
+    graph = written(tmp_path, linear_and("Sigmoid"))
+    with pytest.raises(EnvironmentFault, match=r"takes more than the 0\.0 GB"):
+        Compiler(SOCS["SM8750"], tmp_path / "store", 1 << 20).compile("small", [graph.path], [tmp_path / "small.data"])
+
+
+def test_the_emulation_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
+    graph = written(tmp_path, linear_and("Sigmoid"))
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 32)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    job = {
+        "work": "emulate", "graph": str(graph.path), "inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "out.npz"),
+        "options": provider_options(SOCS["SM8750"], None),
+    }  # fmt: skip
+    run_worker(tmp_path, job, "small", 4 << 30)
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_allclose(arrays["y"], 1 / (1 + np.exp(-x)), atol=1e-4)
+
+
+def test_agreement_tells_cache_and_activations_apart() -> None:
+    same = {"hidden": np.ones(4), "new_key.0": np.array([1, 2], np.int8)}
+    assert agreement(same, same) == pytest.approx(1)
+    other = {**same, "new_key.0": np.array([2, -1], np.int8)}
+    assert agreement(other, same) == pytest.approx(0)
