@@ -31,7 +31,7 @@ def soc_name() -> str | None:
 def check_device(variant: VariantSpec) -> None:
     """Refuse binaries that were compiled for another device, or by a compiler that is newer than the runtime here.
 
-    Where the NPU is emulated, any SoC will do.
+    Where the NPU is emulated, any SoC will do, but binaries that share weights will not.
 
     Raises:
         EnvironmentFault: naming what is needed and what is here.
@@ -47,6 +47,12 @@ def check_device(variant: VariantSpec) -> None:
         )
     if not emulated():
         _check_soc(variant.name, needed)
+    elif any("shared_weights" in variant.engine_of(stage)[1] for stage in variant.stages):
+        # It would end the process.
+        raise EnvironmentFault(
+            f"variant {variant.name!r} has binaries that share weights, which Qualcomm's emulation cannot run",
+            f"run it on a {needed.soc}, or export with qnn.weight_sharing: false",
+        )
 
 
 def _check_soc(name: str, needed: DeviceSpec) -> None:

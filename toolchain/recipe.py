@@ -49,6 +49,7 @@ class Qnn:
     Attributes:
         stages: what runs on the NPU; the other half is that of target ort-cpu.
         vision_batch: tiles that the NPU takes at once.
+        vision_activations: 16-bit integers, whose ranges are calibrated, or float16, as the paper has it.
         decoder_weights: INT4 in blocks of `decoder_weights.block_size` with 4-bit scales on one float scale per channel
             ("lpbq"), or with that scale alone ("per_channel").
         layers_per_part: most transformer layers that are compiled at once, for which memory decides.
@@ -62,6 +63,7 @@ class Qnn:
 
     stages: tuple[Literal["vision", "decoder"], ...] = ("vision", "decoder")
     vision_batch: int = 1
+    vision_activations: Literal["int16", "float16"] = "int16"
     decoder_weights: Literal["lpbq", "per_channel"] = "lpbq"
     layers_per_part: int = 8
     memory_gb: float = 16.0

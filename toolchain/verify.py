@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.errors import BundleError, GateError
+from pocketvlm.errors import BundleError, EnvironmentFault, GateError
 from pocketvlm.runtime.bundle import Bundle
+from pocketvlm.runtime.devices import check_device
 from pocketvlm.runtime.manifest import VariantSpec, check_vision_sizes
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
@@ -327,6 +328,8 @@ def _rounded(value: Any) -> Any:
 def verify_bundle(path: Path) -> dict[str, Any]:
     """Hashes, schema and stage numerics of a bundle, against what its exporter recorded.
 
+    Variants for other devices are not run; `not_run` says why.
+
     Raises:
         BundleError: damaged, or without a report.
         GateError: a stage gives other numbers here than at export.
@@ -337,8 +340,13 @@ def verify_bundle(path: Path) -> dict[str, Any]:
             check_vision_sizes(bundle.manifest, variant)
         report = read_report(bundle)
         Tokenizer.of(bundle)
-        found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}}
+        found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}, "not_run": {}}
         for variant in bundle.manifest.variants:
+            try:
+                check_device(variant)
+            except EnvironmentFault as error:
+                found["not_run"][variant.name] = error.message
+                continue
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
             if not isinstance(recorded, dict):
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketvlm.errors import EnvironmentFault, GateError
+from pocketvlm.errors import EnvironmentFault, GateError, UsageError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import StageSpec
@@ -35,6 +35,7 @@ from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
 from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
+from pocketvlm.toolchain.verify import verify_bundle
 
 from .conftest import save_llava
 from .tiny_bluelm_v import TinyBlueLMV
@@ -221,6 +222,40 @@ def test_the_emulated_npu_answers_and_may_share_the_work_with_the_cpu(bundles: C
     other, told = answer(bundle, "ort-cpu+qnn:SM8750")
     assert told.endswith("(vision: onnxruntime, decoder: onnxruntime-qnn, emulated)")
     assert len(other) == len(expected)
+
+
+def test_the_emulation_repeats_the_numbers_at_export(bundles: Callable[[str], Path]) -> None:
+    found = verify_bundle(bundles("separate"))
+    assert not found["not_run"]
+    assert min(found["variants"]["qnn-SM8550"].values()) > 0.999
+
+
+def test_binaries_that_share_weights_are_not_run_on_the_emulation(bundles: Callable[[str], Path]) -> None:
+    found = verify_bundle(bundles("shared"))
+    assert list(found["variants"]) == ["ort-cpu"]
+    assert "share weights" in found["not_run"]["qnn-SM8750"]
+    with pytest.raises(EnvironmentFault, match="emulation cannot run"):
+        VlmSession.open(bundles("shared"), target="qnn:SM8750")
+    assert Bundle.open(bundles("shared")).variant().target == "ort-cpu"
+
+
+def test_vision_may_have_float16_activations_and_the_decoder_stay_on_the_cpu(tmp_path: Path, recipe_file: Path) -> None:
+    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
+    base = load_recipe(recipe_file)
+    qnn = replace(base.qnn, stages=("vision",), vision_activations="float16", emulate="all")
+    recipe = replace(base, targets=("ort-cpu", "qnn:SM8650"), qnn=qnn, max_seq_len=256)
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    cpu, npu = bundle.manifest.variants
+    assert npu.stages["decode"].file == cpu.stages["decode"].file
+    assert npu.kv_cache == cpu.kv_cache
+    report = json.loads(bundle.path("report.json").read_text())["variants"]["qnn-SM8650"]
+    assert all(part["cosine"] > 0.9999 for part in report["parts"].values())
+    assert all(report["stages"][stage]["cosine"] > 0.9999 for stage in ("vision_encoder", "connector"))
+    tokens, told = answer(tmp_path / "bundle", "qnn:SM8650")
+    assert told == "qnn:SM8650 (vision: onnxruntime-qnn, emulated, decoder: onnxruntime)"
+    assert len(tokens) == 6
+    with pytest.raises(UsageError, match="leaves the other half to target ort-cpu"):
+        export(tmp_path / "checkpoint", tmp_path / "other", replace(recipe, targets=("qnn:SM8650",)))
 
 
 def test_without_a_wish_the_cpu_is_taken_where_the_npu_is_emulated(bundles: Callable[[str], Path]) -> None:

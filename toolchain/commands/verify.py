@@ -20,6 +20,8 @@ def verify(bundle: Path, as_json: bool) -> None:
         print_json(found)
         return
     print_line(f"{found['files']} files are those that the manifest lists")
+    for variant, reason in found["not_run"].items():
+        print_line(f"{variant}: not run here: {reason}")
     for variant, cosines in found["variants"].items():
         print_table(
             f"{variant}: cosine with the numbers at export", ("stage", "cosine"), [(k, f"{v:.6f}") for k, v in cosines.items()]

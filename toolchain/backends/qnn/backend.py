@@ -112,7 +112,8 @@ class Qnn:
 
     def _engine_options(self, recipe: ExportRecipe) -> dict[str, str]:
         options = {**provider_options(self._soc, recipe.qnn.vtcm_mb), "htp_performance_mode": "burst"}
-        return options | ({"shared_weights": "1"} if recipe.qnn.weight_sharing else {})
+        shared = recipe.qnn.weight_sharing and "decoder" in recipe.qnn.stages
+        return options | ({"shared_weights": "1"} if shared else {})
 
     def _cache(self, job: LowerJob, chunk: int) -> KvCacheSpec:
         decoder = job.spec.decoder

@@ -14,6 +14,7 @@ from pocketvlm.runtime.manifest import StageSpec
 from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
+from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
 from pocketvlm.toolchain.quantize import lpbq
@@ -21,7 +22,7 @@ from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
 
 # Sequences of plain text that the decoder's ranges are taken from, beside the conversations.
-_TEXTS = 8
+_TEXTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,11 @@ def write_graphs(job: LowerJob, chunk: int) -> Graphs:
 
 def _vision(job: LowerJob, folder: Path) -> list[Part]:
     spec, weights, batch = job.spec, job.weights, job.recipe.qnn.vision_batch
-    job.progress.note("ranges of the vision stages")
-    patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
-    ranges = calibrate.vision_ranges(spec, weights, patches, lambda count: None)
+    ranges: dict[str, Range] | None = None
+    if job.recipe.qnn.vision_activations == "int16":
+        job.progress.note("ranges of the vision stages")
+        patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
+        ranges = calibrate.vision_ranges(spec, weights, patches, lambda count: None)
     bounds = parts.cut(spec.vision.blocks, job.recipe.qnn.layers_per_part)
     made = []
     for number, (first, last) in enumerate(bounds):
@@ -131,13 +134,17 @@ def _int4(job: LowerJob) -> Callable[[str], BlockWeights]:
     return read
 
 
-def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[str, Range]) -> Part:
+def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[str, Range] | None) -> Part:
+    """Write graphs that share weights; without ranges, with float16 activations."""
     data = folder / f"{name}.data"
     made = []
     with TensorFile(data) as tensors:
         for stage, graph in graphs.items():
             path = folder / f"{stage}.onnx"
-            write_qdq(graph, ranges, path, tensors)
+            if ranges is None:
+                write_half(graph, path, tensors)
+            else:
+                write_qdq(graph, ranges, path, tensors)
             inputs, outputs = tensors_of(graph)
             made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs), graph.products()))
     return Part(name, tuple(made), data)
