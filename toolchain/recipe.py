@@ -52,6 +52,8 @@ class Qnn:
         vision_activations: 16-bit integers, whose ranges are calibrated, or float16, as the paper has it.
         decoder_weights: INT4 in blocks of `decoder_weights.block_size` with 4-bit scales on one float scale per channel
             ("lpbq"), or with that scale alone ("per_channel").
+        attention: whether the new keys and values join those of the cache before the products or after them; the numbers
+            are the same.
         layers_per_part: most transformer layers that are compiled at once, for which memory decides.
         memory_gb: the compiler is stopped when it takes more.
         vtcm_mb: on-chip memory to use; None takes what the SoC has.
@@ -65,6 +67,7 @@ class Qnn:
     vision_batch: int = 1
     vision_activations: Literal["int16", "float16"] = "int16"
     decoder_weights: Literal["lpbq", "per_channel"] = "lpbq"
+    attention: Literal["joined", "split"] = "joined"
     layers_per_part: int = 8
     memory_gb: float = 16.0
     vtcm_mb: int | None = None

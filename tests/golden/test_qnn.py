@@ -28,6 +28,7 @@ from pocketvlm.toolchain.backends.qnn.graphs import Graph
 from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
+from pocketvlm.toolchain.backends.qnn.static_ops import Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare
 from pocketvlm.toolchain.model import EagerModel
@@ -93,8 +94,8 @@ def test_vision_parts_compute_what_the_eager_model_does(prepared: Prepared, most
     assert cosine(tokens, model.connect(expected).numpy()) > 0.9999
 
 
-@pytest.mark.parametrize("most", [8, 1])
-def test_decoder_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int) -> None:
+@pytest.mark.parametrize(("most", "attention"), [(8, "joined"), (1, "split")])
+def test_decoder_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int, attention: Attention) -> None:
     spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
     codes = {
         f"decoder.layers.{layer}.{name}": round_to_nearest(weights(f"decoder.layers.{layer}.{name}.weight"), 8, 16)
@@ -116,7 +117,9 @@ def test_decoder_parts_compute_what_the_eager_model_does(prepared: Prepared, mos
     for past, length in ((0, CHUNK), (8, CHUNK), (16, 1)):
         values |= positions(prepared, past, length) | {"embeddings": embeddings[:, past : past + length].numpy()}
         for first, last in parts.cut(decoder.layers, most):
-            graph = parts.decoder_part(spec, weights, codes.__getitem__, first, last, length=length, capacity=CAPACITY)
+            graph = parts.decoder_part(
+                spec, weights, codes.__getitem__, first, last, length=length, capacity=CAPACITY, attention=attention
+            )
             with float_run(graph) as run:
                 values |= run.run({name: values[name] for name in run.inputs})
         for layer in range(decoder.layers):
@@ -167,7 +170,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Call
 
     def made(name: str) -> Path:
         if not (folder / name).exists():
-            qnn = replace(base.qnn, weight_sharing=name != "separate", layers_per_part=2, vision_batch=2, emulate="all")
+            attention: Attention = "split" if name == "separate" else "joined"
+            qnn = replace(base.qnn, weight_sharing=name != "separate", attention=attention)
+            qnn = replace(qnn, layers_per_part=2, vision_batch=2, emulate="all")
             export(folder / "checkpoint", folder / name, replace(base, qnn=qnn)).close()
         return folder / name
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.float_graph import FloatRun, float_run
 from pocketvlm.toolchain.backends.qnn.static_graph import Range
-from pocketvlm.toolchain.backends.qnn.static_ops import Int4, Weights
+from pocketvlm.toolchain.backends.qnn.static_ops import Attention, Int4, Weights
 from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
 
 Array = NDArray[np.float32]
@@ -59,7 +59,7 @@ def _forget(values: dict[str, Array], spec: ModelSpec, last: int) -> None:
 
 def decoder_ranges(
     spec: ModelSpec, weights: Weights, int4: Int4, sequences: Sequence[Array], positions: Positions, *, length: int,
-    capacity: int, advance: Callable[[int], None],
+    capacity: int, attention: Attention, advance: Callable[[int], None],
 ) -> dict[str, Range]:  # fmt: skip
     """Ranges of the decoder's layers and of the output projection.
 
@@ -71,7 +71,7 @@ def decoder_ranges(
     found: dict[str, Range] = {}
     states = list(sequences)
     for layer in range(spec.decoder.layers):
-        graph = parts.decoder_part(spec, weights, int4, layer, layer + 1, length=length, capacity=capacity)
+        graph = parts.decoder_part(spec, weights, int4, layer, layer + 1, length=length, capacity=capacity, attention=attention)
         with float_run(graph) as run:
             states = [_through(run, spec.decoder, layer, state, positions, length, capacity) for state in states]
             found |= run.ranges

@@ -17,9 +17,11 @@ from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
 from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
+from pocketvlm.toolchain.backends.qnn.static_ops import Int4, Weights
 from pocketvlm.toolchain.quantize import lpbq
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
+from pocketvlm.toolchain.recipe import ExportRecipe
 
 # Sequences of plain text that the decoder's ranges are taken from, beside the conversations.
 _TEXTS = 4
@@ -100,20 +102,22 @@ def _once(job: LowerJob) -> list[Conversation]:
 
 def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) -> list[Part]:
     spec, weights, capacity = job.spec, job.weights, job.capacity
-    int4 = _int4(job)
+    int4 = int4_reader(job.weights, job.recipe)
     job.progress.note("ranges of the decoder")
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
     sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
     ranges = calibrate.decoder_ranges(
         spec, weights, int4, sequences, _run_positions(prefill_positions), length=chunk, capacity=capacity,
-        advance=lambda count: None,
+        attention=job.recipe.qnn.attention, advance=lambda count: None,
     )  # fmt: skip
     bounds = parts.cut(spec.decoder.layers, job.recipe.qnn.layers_per_part)
     made = []
     for number, (first, last) in enumerate(bounds):
         suffix = f".{number}" if len(bounds) > 1 else ""
         graphs = {
-            f"{name}{suffix}": parts.decoder_part(spec, weights, int4, first, last, length=length, capacity=capacity)
+            f"{name}{suffix}": parts.decoder_part(
+                spec, weights, int4, first, last, length=length, capacity=capacity, attention=job.recipe.qnn.attention
+            )
             for name, length in (("prefill", chunk), ("decode", 1))
         }
         made.append(_part(folder, f"decoder{suffix}", graphs, ranges))
@@ -121,11 +125,11 @@ def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) 
     return made
 
 
-def _int4(job: LowerJob) -> Callable[[str], BlockWeights]:
-    recipe = job.recipe
+def int4_reader(weights: Weights, recipe: ExportRecipe) -> Int4:
+    """The decoder's matrices, rounded to the recipe's form of INT4."""
 
     def read(name: str) -> BlockWeights:
-        weight = job.weights(f"{name}.weight")
+        weight = weights(f"{name}.weight")
         if recipe.qnn.decoder_weights == "per_channel":
             return round_to_nearest(weight, 4, weight.shape[1], symmetric=True)
         blocks = round_to_nearest(weight, 4, recipe.decoder_weights.block_size, symmetric=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
-from pocketvlm.toolchain.backends.qnn.static_ops import Int4, StaticDecoderOps, StaticOps, Weights
+from pocketvlm.toolchain.backends.qnn.static_ops import Attention, Int4, StaticDecoderOps, StaticOps, Weights
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
@@ -81,8 +81,9 @@ def connector(spec: ModelSpec, weights: Weights, batch: int) -> StaticGraph:
 
 
 def decoder_part(
-    spec: ModelSpec, weights: Weights, int4: Int4, first: int, last: int, *, length: int, capacity: int
-) -> StaticGraph:
+    spec: ModelSpec, weights: Weights, int4: Int4, first: int, last: int, *, length: int, capacity: int,
+    attention: Attention = "joined",
+) -> StaticGraph:  # fmt: skip
     """Layers [first, last) of the decoder for `length` positions: embeddings or hidden.<first> -> hidden.<last>, [1, T, H].
 
     Behind the last layer the name is hidden.
@@ -90,7 +91,7 @@ def decoder_part(
     decoder = spec.decoder
     module = DECODERS.load(decoder.kind)
     graph = StaticGraph(f"decoder_{first}_t{length}")
-    ops = StaticDecoderOps(graph, weights, int4, decoder, length=length, capacity=capacity)
+    ops = StaticDecoderOps(graph, weights, int4, decoder, length=length, capacity=capacity, attention=attention)
     x = graph.input("embeddings" if first == 0 else hidden(decoder, first), (1, length, decoder.hidden_size))
     ops.declare_positions()
     for index in range(first, last):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +15,7 @@ from pocketvlm.toolchain.spec import DecoderSpec
 
 Weights = Callable[[str], Tensor]
 Int4 = Callable[[str], BlockWeights]
+Attention = Literal["joined", "split"]
 
 # Added to a score that must not count. Far enough below any score that its share rounds to nothing, and near enough to leave
 # the scores most of their 16 bits.
@@ -171,13 +173,19 @@ class StaticDecoderOps(StaticOps):
 
     The query heads of a key-value head are folded into the positions, so that no scores are reshaped; the mask is expanded
     once for all layers to that form. Inside the chunk, the causal mask is a constant.
+
+    Args:
+        length, capacity: positions of a call, and of the cache.
+        attention: whether the chunk's keys and values join those of the cache before or after the products.
     """
 
     def __init__(
-        self, graph: StaticGraph, weights: Weights, int4: Int4 | None, decoder: DecoderSpec, *, length: int, capacity: int
-    ) -> None:
+        self, graph: StaticGraph, weights: Weights, int4: Int4 | None, decoder: DecoderSpec, *, length: int, capacity: int,
+        attention: Attention = "joined",
+    ) -> None:  # fmt: skip
         super().__init__(graph, weights, int4)
         self._decoder = decoder
+        self._attention = attention
         self._length, self._capacity = length, capacity
         self._mask = ""
 
@@ -223,14 +231,36 @@ class StaticDecoderOps(StaticOps):
         graph.ties += [(new_key, past_key), (new_value, past_value)]
         by_head = self.transpose(query, (0, 2, 1, 3))
         folded = self.reshape(by_head, (1, kv_heads, rows, size))
-        total = self._capacity + length
-        keys = graph.node("Concat", [past_key, new_key], (1, kv_heads, size, total), kind="int8", axis=3)
-        values = graph.node("Concat", [past_value, new_value], (1, kv_heads, total, size), kind="int8", axis=2)
-        scores = graph.node("MatMul", [folded, keys], (1, kv_heads, rows, total))
-        weights = self.softmax(self.add(scores, self._mask))
-        mixed = graph.node("MatMul", [weights, values], (1, kv_heads, rows, size))
+        attend = {"joined": self._joined, "split": self._split}[self._attention]
+        mixed = attend(folded, (past_key, new_key), (past_value, new_value))
         by_position = self.transpose(self.reshape(mixed, (1, heads, length, size)), (0, 2, 1, 3))
         return self.reshape(by_position, (1, length, heads * size))
+
+    def _joined(self, query: str, keys: tuple[str, str], values: tuple[str, str]) -> str:
+        """The chunk's columns are put behind those of the cache: one product for the scores, one for the output."""
+        graph, size, total = self.graph, self._decoder.head_dim, self._capacity + self._length
+        _, kv_heads, rows, _ = self._shape(query)
+        key = graph.node("Concat", keys, (1, kv_heads, size, total), kind="int8", axis=3)
+        value = graph.node("Concat", values, (1, kv_heads, total, size), kind="int8", axis=2)
+        scores = graph.node("MatMul", [query, key], (1, kv_heads, rows, total))
+        weights = self.softmax(self.add(scores, self._mask))
+        return graph.node("MatMul", [weights, value], (1, kv_heads, rows, size))
+
+    def _split(self, query: str, keys: tuple[str, str], values: tuple[str, str]) -> str:
+        """Cache and chunk are multiplied on their own: two products each, and only scores are put together."""
+        graph, size, capacity, length = self.graph, self._decoder.head_dim, self._capacity, self._length
+        _, kv_heads, rows, _ = self._shape(query)
+        widths = (capacity, length)
+        parts = [
+            graph.node("MatMul", [query, key], (1, kv_heads, rows, width)) for key, width in zip(keys, widths, strict=True)
+        ]
+        weights = self.softmax(self.add(self.concat(parts, 3), self._mask))
+        shapes = [(1, kv_heads, rows, width) for width in widths]
+        shares = graph.nodes_out("Split", [weights, graph.index(*widths)], shapes, axis=3)
+        mixed = [
+            graph.node("MatMul", [share, value], (1, kv_heads, rows, size)) for share, value in zip(shares, values, strict=True)
+        ]
+        return self.add(mixed[0], mixed[1])
 
     def _columns(self, key: str, value: str, layer: int) -> tuple[str, str]:
         """What the chunk adds to the cache: key [1, T, kv, d] and value [1, T, kv * d], as it is stored.
