@@ -78,7 +78,7 @@ def process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
 
 
 def commands() -> list[str]:
-    return ["export", "run", "chat", "bench", "inspect", "verify", "doctor", "list"]
+    return ["export", "tune", "run", "chat", "bench", "inspect", "verify", "doctor", "list"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in commands()), ["--version"]])
@@ -99,11 +99,12 @@ def test_the_commands_are_those_of_the_design(call: Call) -> None:
     wanted = {
         "export": "-o -c --target --precision --max-seq-len --chunk-size --revision",
         "run": "--image --max-new-tokens --temperature --seed --target --trace --json",
-        "chat": "",
-        "bench": "--image --prompt-tokens --new-tokens --repetitions --threads --json --markdown",
+        "tune": "--target -o -c --revision --json",
+        "chat": "--target",
+        "bench": "--image --prompt-tokens --new-tokens --repetitions --threads --target --json --markdown",
         "inspect": "--size --json",
         "verify": "--json",
-        "doctor": "--target --json",
+        "doctor": "--target --phone-runtime --json",
         "list": "--json",
     }
     for name, options in wanted.items():
@@ -542,12 +543,13 @@ def test_export_hands_the_recipe_and_the_overrides_on(call: Call, monkeypatch: p
 
 
 def test_verify_prints_what_was_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"files": 7, "variants": {"cpu": {"prefill": 0.999912345}}}
+    found = {"files": 7, "variants": {"cpu": {"prefill": 0.999912345}}, "not_run": {"npu": "it is for another device"}}
     monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path: found)
     assert call("verify", "bundle", "--json").json == found
     text = call("verify", "bundle").out
     assert "7 files" in text
     assert "0.999912" in text
+    assert "npu: not run here: it is for another device" in text
 
 
 def test_list_gives_the_registries(call: Call) -> None:

@@ -86,6 +86,34 @@ class Check:
     hint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One value of a setting, with what the target's compiler estimates for it.
+
+    Attributes:
+        spilled_bytes: intermediate values of one layer that leave the chip's own memory.
+    """
+
+    value: str
+    milliseconds: float
+    spilled_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A setting of the recipe, its candidates and the one that was taken.
+
+    Attributes:
+        key: the recipe's key ("qnn.vision_batch").
+        work: what the times are of.
+    """
+
+    key: str
+    work: str
+    winner: str
+    candidates: tuple[Candidate, ...]
+
+
 class Backend(Protocol):
     """A compile target.
 
@@ -109,6 +137,15 @@ class Backend(Protocol):
 
         Raises:
             UsageError: the target has no runtime of its own on the phone.
+        """
+
+    def tune(
+        self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
+    ) -> tuple[ExportRecipe, list[Choice]]:
+        """The recipe with the settings that the target's compiler finds fastest.
+
+        Raises:
+            UsageError: the target has nothing to choose.
         """
 
     def lower(self, job: LowerJob) -> Lowered:

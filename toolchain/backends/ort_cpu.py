@@ -11,20 +11,23 @@ from __future__ import annotations
 import platform
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
 from pocketvlm.toolchain.backends.ort_profile import kernels_of
+from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages, write_cache
+from pocketvlm.toolchain.weights import CanonicalWeights
 
 _FLOAT = Scheme("float32")
 _VISION_DATA = "vision.data"
@@ -65,6 +68,16 @@ class OrtCpu:
         if phone_runtime is not None:
             raise UsageError("target ort-cpu has no runtime of its own on the phone", "leave out --phone-runtime")
         return []
+
+    def tune(
+        self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
+    ) -> tuple[ExportRecipe, list[Choice]]:
+        """Nothing: its kernels can be measured on the machine that shall run them.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError("target ort-cpu has no compiler that estimates times", "measure a bundle with `pocketvlm bench`")
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs and two external data files into `job.folder`."""

@@ -39,7 +39,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 BundlePath = Annotated[
     Path, typer.Argument(parser=_path, metavar="BUNDLE", help="Bundle: a directory or a zip.", show_default=False)
 ]
-Target = Annotated[str | None, typer.Option(metavar="T", help="Variant to use; the first that runs here unless given.")]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T",
+        help="Variant to use; the first that runs here unless given. T1+T2: vision from T1, language model from T2.",
+    ),
+]
 Section = Literal["architectures", "connectors", "tilings", "targets"]
 
 
@@ -127,6 +133,28 @@ def _export(
     export(checkpoint, output, config, tuple(target or ()), overrides, revision)
 
 
+@_command("tune")
+def _tune(
+    checkpoint: Annotated[
+        str, typer.Argument(parser=_text, metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")
+    ],
+    target: Annotated[str, typer.Option(metavar="T", help="Compile target.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", parser=_path, metavar="RECIPE.yaml", help="Recipe to write.", show_default=False)
+    ],
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", parser=_path, metavar="RECIPE.yaml", help="Recipe to start from.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Rank batch, chunk size and layer pattern for an NPU by its compiler's own estimate."""
+    from pocketvlm.toolchain.commands.tune import tune
+
+    tune(checkpoint, target, output, config, revision, as_json)
+
+
 @_command("run")
 def _run(
     bundle: BundlePath,
@@ -153,7 +181,7 @@ def _run(
 
 
 @_command("chat")
-def _chat(bundle: BundlePath, debug: Debug = False) -> None:
+def _chat(bundle: BundlePath, target: Target = None, debug: Debug = False) -> None:
     """Talk in several turns.
 
     Lines that begin with a slash are commands: /image FILE shows an image with the next question, /new forgets the
@@ -162,7 +190,7 @@ def _chat(bundle: BundlePath, debug: Debug = False) -> None:
     """
     from pocketvlm.toolchain.commands.chat import chat
 
-    chat(bundle)
+    chat(bundle, target)
 
 
 @_command("bench")
@@ -175,6 +203,7 @@ def _bench(
     new_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer.")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Measured runs, after one that warms up.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; the engine's choice unless given.")] = None,
+    target: Target = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     debug: Debug = False,
@@ -191,6 +220,7 @@ def _bench(
         new_tokens,
         repetitions,
         threads,
+        target,
         "json" if as_json else "markdown" if markdown else "table",
     )
 

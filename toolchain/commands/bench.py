@@ -50,8 +50,9 @@ class Settings:
 
 
 def bench(
-    bundle: Path, image: Path | None, prompt_tokens: int, new_tokens: int, repetitions: int, threads: int | None, form: Format
-) -> None:
+    bundle: Path, image: Path | None, prompt_tokens: int, new_tokens: int, repetitions: int, threads: int | None,
+    target: str | None, form: Format,
+) -> None:  # fmt: skip
     """Measure and print median and standard deviation of every figure.
 
     Cases: "text", a prompt without image; and with an image "image cold", the picture coming with the question, and
@@ -62,7 +63,7 @@ def bench(
         PocketVLMError: see `VlmSession`.
     """
     settings = Settings(prompt_tokens, new_tokens, repetitions, threads, image.name if image else None)
-    with VlmSession.open(bundle, threads=threads) as session:
+    with VlmSession.open(bundle, target=target, threads=threads) as session:
         asked = _Questions(session, new_tokens)
         capacity = session.variant.kv_cache.capacity
         if prompt_tokens + 1 > capacity:

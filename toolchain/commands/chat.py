@@ -22,7 +22,7 @@ _QUOTED = re.compile(r"""(["'])(.+)\1""")
 _COMMAND = re.compile(r"/[a-z]+\Z")
 
 
-def chat(bundle: Path) -> None:
+def chat(bundle: Path, target: str | None) -> None:
     """Read questions from stdin, line by line, and answer them until it ends.
 
     On a terminal an unusable image or question is reported and the conversation goes on.
@@ -31,7 +31,7 @@ def chat(bundle: Path) -> None:
         PocketVLMError: see `VlmSession`; without a terminal, also for images and questions.
     """
     interactive = sys.stdin.isatty()
-    with VlmSession.open(bundle) as session:
+    with VlmSession.open(bundle, target=target) as session:
         conversation = _Conversation(session)
         if interactive:
             sys.stderr.write(_HELP + "\n")

@@ -16,17 +16,20 @@ import onnx
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob
 from pocketvlm.toolchain.backends.ort_cpu import WHOLE, cpu_stages, versions
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
+from pocketvlm.toolchain.backends.qnn.tune import Tuner
+from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.verify import PartQuality
+from pocketvlm.toolchain.weights import CanonicalWeights
 
 _ENGINE = "onnxruntime-qnn"
 _CPU_ENGINE = "onnxruntime"
@@ -67,6 +70,13 @@ class Qnn:
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """The C library, the compiler, and whether a phone's runtime can load what it makes."""
         return environment(self._soc, phone_runtime)
+
+    def tune(
+        self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
+    ) -> tuple[ExportRecipe, list[Choice]]:
+        """Rank batches of tiles, chunk sizes and forms of attention by simulated times."""
+        capacity = recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
+        return Tuner(self._soc, spec, weights, recipe, capacity, scratch, progress).tune()
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs, unless another SoC of this export has, and compile them."""
