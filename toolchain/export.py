@@ -22,6 +22,7 @@ from pocketvlm.runtime.manifest import (
     PromptSpec,
     SchemaVersion,
     TokenizerSpec,
+    VariantSpec,
     to_json,
 )
 from pocketvlm.runtime.prompt import PromptBuilder
@@ -129,7 +130,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
         progress.stage("lower", 4 * len(recipe.targets))
         model = EagerModel(spec, prepared.weights)
         lowered = _lower(prepared, recipe, writer, data, scales, blocks, model, progress)
-        variants = [item.variant for item in lowered]
+        variants = _variants(lowered)
         progress.stage("verify", len(variants))
         quality = {}
         newline = model.newline()
@@ -142,6 +143,8 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
             found = replace(found, parts=item.prove(root, data.judged[0]))
             check_thresholds(found, recipe.thresholds)
             quality[item.variant.name] = found
+            if item.proxy is not None:
+                quality[item.proxy.name] = replace(found, parts={})
             progress.advance(1)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
         writer.write(REPORT_NAME, json.dumps(report, indent=1) + "\n")
@@ -197,6 +200,13 @@ def _lower(
         )
         done[target] = backends[target].lower(job)
     return [done[target] for target in recipe.targets]
+
+
+def _variants(lowered: list[Lowered]) -> list[VariantSpec]:
+    """Those that were asked for, then their proxies, each once."""
+    found = [item.variant for item in lowered]
+    proxies = {item.proxy.name: item.proxy for item in lowered if item.proxy is not None}
+    return [*found, *proxies.values()]
 
 
 def capacity_of(backend: Backend, spec: ModelSpec, recipe: ExportRecipe) -> int:

@@ -57,6 +57,8 @@ class Qnn:
         layers_per_part: most transformer layers that are compiled at once, for which memory decides.
         memory_gb: the compiler is stopped when it takes more.
         vtcm_mb: on-chip memory to use; None takes what the SoC has.
+        proxy: put the quantized graphs into the bundle, too, as a variant "qnn-cpu", with which a computer answers as the NPU
+            will, slowly.
         weight_sharing: prefill and decode in one binary, with the weights once. Without it the binaries run on an emulation of
             the NPU, too.
         emulate: which graphs are run on the emulation after compiling, against the same graph on the CPU: "small" ones, of
@@ -71,6 +73,7 @@ class Qnn:
     layers_per_part: int = 8
     memory_gb: float = 16.0
     vtcm_mb: int | None = None
+    proxy: bool = False
     weight_sharing: bool = True
     emulate: Literal["none", "small", "all"] = "small"
 

@@ -40,7 +40,7 @@ lm_head_bits: 4
 embedding_bits: 4
 kv_cache: {dtype: float32, granularity: per_tensor}
 qnn: {stages: [decoder], vision_batch: 2, vision_activations: float16, decoder_weights: per_channel, attention: split,
-  layers_per_part: 4, memory_gb: 2.5, vtcm_mb: 4, weight_sharing: false, emulate: all}
+  layers_per_part: 4, memory_gb: 2.5, vtcm_mb: 4, proxy: true, weight_sharing: false, emulate: all}
 calibration:
   images: [screens, /data/one.png]
   prompts: [What is it?]
@@ -65,7 +65,7 @@ tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0
         4,
         4,
         KvCache("float32", "per_tensor"),
-        Qnn(("decoder",), 2, "float16", "per_channel", "split", 4, 2.5, 4, False, "all"),
+        Qnn(("decoder",), 2, "float16", "per_channel", "split", 4, 2.5, 4, True, False, "all"),
         Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100),
         Thresholds(0.5, 1.0, 0.25, 0.75),
         str(tmp_path / "questions.json"),

@@ -62,12 +62,14 @@ class Lowered:
     Attributes:
         checked: the same stages in a form that this machine can run, for the export's own measurements; its file names may be
             absolute.
+        proxy: a further variant that lets this machine's CPU compute what the target will, if the recipe wants one.
         prove: what the target can show on this machine beyond that, on a real conversation, given the folder that file names
             are relative to. It raises GateError.
     """
 
     variant: VariantSpec
     checked: VariantSpec
+    proxy: VariantSpec | None = None
     prove: Callable[[Path, Conversation], dict[str, PartQuality]] = lambda root, sample: {}
 
 

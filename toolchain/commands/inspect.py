@@ -119,9 +119,10 @@ def _print_bundle(found: dict[str, Any]) -> None:
         ]
     )
     for variant in found["variants"]:
-        cache = variant["kv_cache"]
+        cache, device = variant["kv_cache"], variant["device"]
+        made_for = f"for {device['soc']} with QAIRT {device['qairt']} or newer, " if device else ""
         print_table(
-            f"\n{variant['name']}: {variant['precision']}, {decimal(variant['bytes'])}, engine {variant['engine']}, "
+            f"\n{variant['name']}: {made_for}{variant['precision']}, {decimal(variant['bytes'])}, engine {variant['engine']}, "
             f"{variant['vision_batch']} tiles a batch, {cache['dtype']} cache of {cache['capacity']} positions",
             ("stage", "file", "size, shared files in each", "kernels"),
             [
@@ -137,6 +138,14 @@ def _print_quality(quality: dict[str, Any]) -> None:
     if stages:
         rows = [(name, f"{item['cosine']:.5f}", f"{item['sqnr_db']:.1f}") for name, item in stages.items()]
         print_table("against the checkpoint in float32", ("stage", "cosine", "SQNR dB"), rows)
+    if quality.get("parts"):
+        rows_of_parts = [
+            (name, decimal(part["bytes"]), f"{part['compile_seconds']:.0f} s", decimal(part["compiler_bytes"]),
+             "not emulated" if part["cosine"] is None else f"{part['cosine']:.6f}")
+            for name, part in quality["parts"].items()
+        ]  # fmt: skip
+        heads = ("binary", "size", "compiled in", "with memory", "cosine, emulated NPU to CPU")
+        print_table("binaries", heads, rows_of_parts)
     print_pairs((_FIGURES[name], f"{value:.4g}") for name, value in whole.items() if name in _FIGURES)
     task = quality.get("task")
     if task:

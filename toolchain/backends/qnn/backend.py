@@ -28,12 +28,14 @@ from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.stages import VISION_STAGES
 from pocketvlm.toolchain.verify import PartQuality
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 _ENGINE = "onnxruntime-qnn"
 _CPU_ENGINE = "onnxruntime"
 _GRAPHS = "qnn_graphs"
+_PROXY = "qnn-cpu"
 _HALVES = {"vision": ("vision_encoder", "connector"), "decoder": ("prefill", "decode")}
 # What all SoCs share.
 _SHARED_FOLDER = "qnn"
@@ -96,6 +98,7 @@ class Qnn:
         for part in graphs.parts:
             checked |= {graph.stage: graph.spec for graph in part.graphs}
             stages |= self._compile(job, compiler, part, binaries)
+        checked, stages = _in_order(checked), _in_order(stages)
         variant = VariantSpec(
             name=self._target.replace(":", "-"),
             target=self._target,
@@ -118,7 +121,25 @@ class Qnn:
             cosines = emulation.check(on_cpu, root, sample, wanted, job.progress)
             return {name: _quality(name, made, graphs.parts, cosines) for name, made in binaries.items()}
 
-        return Lowered(variant, on_cpu, prove)
+        return Lowered(variant, on_cpu, self._proxy(job, on_cpu, stages) if recipe.qnn.proxy else None, prove)
+
+    def _proxy(self, job: LowerJob, on_cpu: VariantSpec, stages: dict[str, StageSpec]) -> VariantSpec:
+        """The variant with the graphs as they were before they were compiled; the same for all SoCs."""
+        if _PROXY not in job.shared:
+            folder = job.folders(_PROXY)
+            found = {}
+            for name, stage in on_cpu.stages.items():
+                if not Path(stage.file).is_absolute() or name.endswith("_positions"):
+                    found[name] = stages[name]
+                    continue
+                files = [Path(file) for file in (stage.file, *stage.external_data)]
+                for file in files:
+                    _place(file, folder / file.name)
+                names = [f"{_PROXY}/{file.name}" for file in files]
+                found[name] = replace(stage, file=names[0], external_data=tuple(names[1:]))
+            job.shared[_PROXY] = replace(on_cpu, name=_PROXY, target=_PROXY, stages=found)
+        proxy: VariantSpec = job.shared[_PROXY]
+        return proxy
 
     def _engine_options(self, recipe: ExportRecipe) -> dict[str, str]:
         options = {**provider_options(self._soc, recipe.qnn.vtcm_mb), "htp_performance_mode": "burst"}
@@ -157,6 +178,12 @@ class Qnn:
             job.progress.note(_told(name, made))
             job.progress.advance(1)
         return stages
+
+
+def _in_order(stages: dict[str, StageSpec]) -> dict[str, StageSpec]:
+    """The stages in the order in which an answer needs them."""
+    order = [*VISION_STAGES, "embed_tokens", "prefill_positions", "prefill", "decode_positions", "decode", "lm_head"]
+    return {name: stages[name] for first in order for name in stages if name.partition(".")[0] == first}
 
 
 def _on_cpu(job: LowerJob) -> dict[str, StageSpec]:

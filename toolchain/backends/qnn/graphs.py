@@ -150,7 +150,7 @@ def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[
             else:
                 write_qdq(graph, ranges, path, tensors)
             inputs, outputs = tensors_of(graph)
-            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs), graph.products()))
+            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), graph.products()))
     return Part(name, tuple(made), data)
 
 
