@@ -48,9 +48,19 @@ def simulate(graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path, table = folder / "graph.onnx", folder / "profile.csv"
+    path = folder / "graph.onnx"
     with TensorFile(folder / "graph.data") as tensors:
         write_qdq(graph, dict.fromkeys(graph.activations(), _ANY_RANGE), path, tensors)
+    found = simulate_file(path, soc, folder / "run", memory_bytes, vtcm_mb)
+    shutil.rmtree(folder)
+    return found
+
+
+def simulate_file(path: Path, soc: Soc, folder: Path, memory_bytes: int, vtcm_mb: int | None = None) -> Simulated:
+    """As `simulate`, for a quantized graph that lies in a file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    table = folder / "profile.csv"
     options = {
         "soc_model": str(soc.estimated_as),
         "vtcm_mb": str(vtcm_mb or soc.vtcm_mb),
@@ -58,7 +68,7 @@ def simulate(graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm
         "profiling_level": "detailed",
         "profiling_file_path": str(table.absolute()),
     }
-    run_worker(folder, {"work": "profile", "graph": str(path.absolute()), "options": options}, graph.name, memory_bytes)
+    run_worker(folder, {"work": "profile", "graph": str(path.absolute()), "options": options}, path.stem, memory_bytes)
     times: dict[str, int] = {}
     with table.open(newline="", encoding="utf-8") as file:
         for row in list(csv.reader(file))[1:]:
@@ -66,5 +76,5 @@ def simulate(graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm
                 times[row[-1]] = times.get(row[-1], 0) + int(row[2])
     shutil.rmtree(folder)
     if _TIME not in times:
-        raise EnvironmentFault(f"{graph.name}: the compiler tells no simulated time", "another version of onnxruntime-qnn may")
+        raise EnvironmentFault(f"{path.stem}: the compiler tells no simulated time", "another version of onnxruntime-qnn may")
     return Simulated(times[_TIME], times.get(_SPILL, 0))
