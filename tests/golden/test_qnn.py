@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pocketvlm.errors import EnvironmentFault, GateError, UsageError
+from pocketvlm.errors import BundleError, EnvironmentFault, GateError, UsageError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import StageSpec
+from pocketvlm.runtime.manifest import StageSpec, manifest_hash
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.compiler import Compiler, provider_options, run_worker
@@ -30,7 +33,7 @@ from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare
+from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, work_path
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
@@ -285,6 +288,68 @@ def test_another_soc_is_refused_by_name(bundles: Callable[[str], Path], monkeypa
     assert bundle.variant("qnn:SM8550").target == "qnn:SM8550"
     monkeypatch.setattr("pocketvlm.runtime.devices.soc_name", lambda: None)
     assert bundle.variant().target == "ort-cpu"
+
+
+def test_an_interrupted_export_goes_on_with_what_was_compiled(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
+    base = load_recipe(recipe_file)
+    recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, emulate="none"), max_seq_len=256)
+    calls: list[str] = []
+
+    def interrupted(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) -> tuple[dict[str, Any], int]:
+        calls.append(name)
+        if calls == ["vision_encoder", "connector", "decoder"]:
+            raise KeyboardInterrupt
+        return run_worker(folder, job, name, memory_bytes)
+
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    assert not (tmp_path / "bundle").exists()
+    assert work_path(tmp_path / "bundle").is_dir()
+    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    assert calls == ["vision_encoder", "connector", "decoder", "decoder", "lm_head"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "checkpoint"] == ["bundle"]
+    # The CPU's stages, which no other variant of this bundle has, lie in a folder of their own.
+    assert {path.name for path in (tmp_path / "bundle").iterdir() if path.is_dir()} == {"cpu", "qnn", "qnn-SM8750"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
+def test_a_damaged_binary_is_refused(bundles: Callable[[str], Path], tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(bundles("separate"), tmp_path / "bundle")
+    binary = copy / "qnn-SM8750" / "lm_head.bin"
+    content = binary.read_bytes()
+    binary.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(len(content)), "empty": b""}[damage])
+    with pytest.raises(BundleError, match=r"lm_head\.bin"):
+        Bundle.open(copy)
+    # Whoever leaves out the hashes, or whose manifest fits the damage, is told by the NPU's runtime.
+    raw = json.loads((copy / "manifest.json").read_text())
+    for item in raw["files"]:
+        if item["path"] == "qnn-SM8750/lm_head.bin":
+            item["bytes"] = binary.stat().st_size
+    text = json.dumps(raw)
+    (copy / "manifest.json").write_text(text)
+    (copy / "manifest.json.sha256").write_text(manifest_hash(text.encode()))
+    with pytest.raises(BundleError, match=r"lm_head\.onnx: the NPU's runtime cannot load it"):
+        VlmSession.open(copy, target="qnn:SM8750", verify=False)
+
+
+def test_without_the_package_the_way_to_it_is_told(
+    bundles: Callable[[str], Path], tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles("separate")
+    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
+    assert Bundle.open(bundle).variant().target == "ort-cpu"
+    with pytest.raises(EnvironmentFault, match=r"onnxruntime-qnn is missing.*pocketvlm\[qnn\]"):
+        VlmSession.open(bundle, target="qnn:SM8750")
+    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
+    with pytest.raises(EnvironmentFault, match=r"onnxruntime-qnn is missing.*pocketvlm\[qnn\]"):
+        export(tmp_path / "checkpoint", tmp_path / "out", replace(load_recipe(recipe_file), targets=("qnn:SM8750",)))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="no float32 form"):
+        export(tmp_path / "checkpoint", tmp_path / "out", ExportRecipe(targets=("qnn:SM8750",), precision="fp32"))
 
 
 def linear_and(op: str) -> StaticGraph:
