@@ -60,3 +60,18 @@ def test_truncate_only_shortens(contract: Any) -> None:
     for length in (-1, 3):
         with pytest.raises(ValueError, match="cannot cut"):
             cache.truncate(length)
+
+
+def test_transposed_keys_get_their_columns_at_the_end_of_the_last_dimension(contract: Any) -> None:
+    cache = KvCache(contract.kv_spec(protocol="columns", keys_transposed=True))
+    first, second = columns(cache.spec, 5, 1), columns(cache.spec, 8, 2)
+    for new, count in ((first, 5), (second, 3)):
+        turned = {name: array.swapaxes(2, 3) if "key" in name else array for name, array in new.items()}
+        cache.append(turned, count)
+    for name, buffer in cache.past().items():
+        new = name.replace("past", "new")
+        expected = np.concatenate([first[new], second[new][:, :, :3]], axis=2)
+        stored = buffer.swapaxes(2, 3) if "key" in name else buffer
+        assert stored.shape == (1, 2, 64, 2)
+        np.testing.assert_array_equal(stored[:, :, :8], expected)
+        assert not stored[:, :, 8:].any()
