@@ -31,7 +31,7 @@ from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.decoders import DECODERS
@@ -250,6 +250,7 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions", "take no more than that")
     capacity = min(capacity_of(backend, spec, recipe) for backend in backends)
     _check_room(longest, capacity, recipe)
+    plain = estimate(spec, recipe, planned, len(prompts), checkpoint.path("tokenizer.json").stat().st_size)
     return Prepared(
         spec=spec,
         weights=weights,
@@ -258,11 +259,21 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         builder=builder,
         text=text,
         capacity=capacity,
-        estimate=estimate(spec, recipe, planned, len(prompts), checkpoint.path("tokenizer.json").stat().st_size),
+        estimate=_with_needs(plain, [backend.needs(spec, recipe) for backend in backends]),
         generation=_generation(checkpoint),
         images=images,
         prompts=prompts,
         task=task,
+    )
+
+
+def _with_needs(plain: Estimate, needs: list[Needs]) -> Estimate:
+    """Targets are lowered one after the other; what they write adds up."""
+    return replace(
+        plain,
+        ram_bytes=plain.ram_bytes + max(item.ram_bytes for item in needs),
+        disk_bytes=plain.disk_bytes + sum(item.disk_bytes for item in needs),
+        seconds=plain.seconds + sum(item.seconds for item in needs),
     )
 
 

@@ -116,6 +116,15 @@ class Choice:
     candidates: tuple[Candidate, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What lowering for one target takes, beside the rest of an export: memory while it runs, disk, and time."""
+
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    seconds: float = 0.0
+
+
 class Backend(Protocol):
     """A compile target.
 
@@ -133,6 +142,9 @@ class Backend(Protocol):
         Raises:
             UsageError: naming the setting and what to use instead.
         """
+
+    def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
+        """Estimated from the shapes alone."""
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """What this machine, and a phone whose runtime has that version, need beside the packages.

@@ -17,7 +17,7 @@ import torch
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme
@@ -58,6 +58,10 @@ class OrtCpu:
         """
         if spec.decoder.head_dim % 8:
             raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
+
+    def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
+        """Nothing beside what every export takes."""
+        return Needs()
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """Nothing beside the packages.

@@ -16,12 +16,13 @@ import onnx
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob
+from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.ort_cpu import WHOLE, cpu_stages, versions
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
+from pocketvlm.toolchain.backends.qnn.needs import needs
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
 from pocketvlm.toolchain.progress import Progress
@@ -68,6 +69,10 @@ class Qnn:
                 "add --target ort-cpu",
             )
         qairt_version()
+
+    def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
+        """The compiler's memory, binaries and time."""
+        return needs(spec, recipe)
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """The C library, the compiler, and whether a phone's runtime can load what it makes."""
