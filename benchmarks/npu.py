@@ -74,7 +74,7 @@ def rows_of(path: Path, socs: list[str], memory: int) -> list[list[str]]:
                 spilled = known[key].spilled_bytes
                 more = f" ({spilled / 1e6:.0f} MB spilled)" if spilled else ""
                 times.append(f"{known[key].microseconds / 1000:.2f} ms{more}")
-            cosine = "not emulated" if found["cosine"] is None else f"{found['cosine']:.6f}"
+            cosine = ", ".join(f"{value:.6f}" for value in found["cosines"].values()) or "not emulated"
             size, seconds = f"{found['bytes'] / 1e6:.1f}", f"{found['compile_seconds']:.1f}"
             gigabytes = f"{found['compiler_bytes'] / 1e9:.2f}"
             rows.append([part, ", ".join(graphs), soc, "yes", cosine, size, seconds, gigabytes, ", ".join(times)])

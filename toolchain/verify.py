@@ -94,14 +94,14 @@ class PartQuality:
     Attributes:
         bytes: size of the binary.
         compile_seconds, compiler_bytes: duration, and largest memory of the compiler.
-        cosine: agreement between the target's emulation and the form that was measured here, on real inputs; None where it
-            was not emulated.
+        cosines: agreement between the target's emulation and the form that was measured here, on real inputs, of each graph
+            that was emulated.
     """
 
     bytes: int
     compile_seconds: float
     compiler_bytes: int
-    cosine: float | None = None
+    cosines: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

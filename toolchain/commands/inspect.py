@@ -141,7 +141,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
     if quality.get("parts"):
         rows_of_parts = [
             (name, decimal(part["bytes"]), f"{part['compile_seconds']:.0f} s", decimal(part["compiler_bytes"]),
-             "not emulated" if part["cosine"] is None else f"{part['cosine']:.6f}")
+             ", ".join(f"{name} {cosine:.6f}" for name, cosine in part["cosines"].items()) or "not emulated")
             for name, part in quality["parts"].items()
         ]  # fmt: skip
         heads = ("binary", "size", "compiled in", "with memory", "cosine, emulated NPU to CPU")

@@ -6,8 +6,6 @@ decoder with INT4 weights, output projection with INT8 weights, all with 16-bit 
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
 from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.ort_cpu import WHOLE, cpu_stages, versions
-from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, provider_options
+from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, place, provider_options
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, wanted_graphs
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Graphs, Part, write_graphs
@@ -139,7 +137,7 @@ class Qnn:
                     continue
                 files = [Path(file) for file in (stage.file, *stage.external_data)]
                 for file in files:
-                    _place(file, folder / file.name)
+                    place(file, folder / file.name)
                 names = [f"{_PROXY}/{file.name}" for file in files]
                 found[name] = replace(stage, file=names[0], external_data=tuple(names[1:]))
             job.shared[_PROXY] = replace(on_cpu, name=_PROXY, target=_PROXY, stages=found)
@@ -161,7 +159,7 @@ class Qnn:
     def _positions(self, job: LowerJob, spec: StageSpec) -> StageSpec:
         folder = job.folders(_SHARED_FOLDER)
         for source in (spec.file, *spec.external_data):
-            _place(Path(source), folder / Path(source).name)
+            place(Path(source), folder / Path(source).name)
         names = [f"{_SHARED_FOLDER}/{Path(source).name}" for source in (spec.file, *spec.external_data)]
         return replace(spec, file=names[0], external_data=tuple(names[1:]), engine=_CPU_ENGINE)
 
@@ -175,7 +173,7 @@ class Qnn:
             job.progress.note(f"compiling {name} for {self._soc.name}")
             made = binaries[name] = compiler.compile(name, [graph.path for graph in graphs], [part.data])
             binary = f"{name}.bin"
-            _place(made.binary, job.folder / binary)
+            place(made.binary, job.folder / binary)
             for graph, context in zip(graphs, made.contexts, strict=True):
                 _write_context(context, job.folder / f"{graph.stage}.onnx", binary)
                 file = f"{job.prefix}/{graph.stage}.onnx"
@@ -206,9 +204,8 @@ def _on_cpu(job: LowerJob) -> dict[str, StageSpec]:
 
 def _quality(name: str, made: Compiled, parts: tuple[Part, ...], cosines: dict[str, float]) -> PartQuality:
     stages = [graph.stage for part in parts for graph in part.graphs if name in (part.name, graph.stage)]
-    found = [cosines[stage] for stage in stages if stage in cosines]
-    size = made.binary.stat().st_size
-    return PartQuality(size, made.seconds, made.peak_bytes, min(found) if len(found) == len(stages) else None)
+    found = {stage: cosines[stage] for stage in stages if stage in cosines}
+    return PartQuality(made.binary.stat().st_size, made.seconds, made.peak_bytes, found)
 
 
 def _told(name: str, made: Compiled) -> str:
@@ -224,13 +221,3 @@ def _write_context(source: Path, target: Path, binary: str) -> None:
             if attribute.name == "ep_cache_context":
                 attribute.s = binary.encode()
     target.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _place(source: Path, target: Path) -> None:
-    """Put a finished file into the bundle: by a second name if that is possible, else by a copy."""
-    if target.exists():
-        return
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -26,6 +26,7 @@ from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.toolchain.backends.qnn.socs import Soc
 
 _RESULT = "compiled.json"
+_SOURCES = "sources"
 _POLL_SECONDS = 0.2
 # The compiler's highest level.
 _OPTIMIZATION = "3"
@@ -88,15 +89,19 @@ class Compiler:
             return found
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        (partial / _SOURCES).mkdir(parents=True)
+        for source in (*graphs, *data):
+            place(source, partial / _SOURCES / source.name)
         contexts = [partial / f"{graph.stem}.onnx" for graph in graphs]
+        # Paths relative to the process's folder: they become part of the binaries, whose bytes should not depend on them.
         job = {
             "work": "compile",
-            "graphs": [str(graph.absolute()) for graph in graphs],
-            "contexts": [str(context.absolute()) for context in contexts],
+            "graphs": [f"{_SOURCES}/{graph.name}" for graph in graphs],
+            "contexts": [context.name for context in contexts],
             "options": self._options,
         }
         result, peak = run_worker(partial, job, name, self._memory)
+        shutil.rmtree(partial / _SOURCES)
         binaries = sorted(partial.glob("*.bin"))
         if len(binaries) != 1 or not all(context.is_file() for context in contexts):
             raise EnvironmentFault(f"{name}: the compiler wrote {len(binaries)} binaries instead of one", "try it again")
@@ -123,6 +128,16 @@ class Compiler:
         return digest.hexdigest()[:32]
 
 
+def place(source: Path, target: Path) -> None:
+    """Give a finished file a second place: by another name for it if that is possible, else by a copy."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _finished(folder: Path) -> Compiled | None:
     try:
         made = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
@@ -136,7 +151,7 @@ def _finished(folder: Path) -> Compiled | None:
 
 
 def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) -> tuple[dict[str, Any], int]:
-    """Run one job in a child process; returns its result and its largest resident memory.
+    """Run one job in a child process, in `folder`; returns its result and its largest resident memory.
 
     Raises:
         GateError: an operator does not land on the NPU.
@@ -147,7 +162,7 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
     (folder / "result.json").unlink(missing_ok=True)
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", _WORKER, str(path)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            [sys.executable, "-P", "-m", _WORKER, path.name], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         try:
