@@ -161,10 +161,9 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
     path.write_text(json.dumps(job), encoding="utf-8")
     (folder / "result.json").unlink(missing_ok=True)
     with log.open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", _WORKER, path.name], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        command = [sys.executable, "-P", "-m", _WORKER, path.name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        child = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             peak = _watch(child, name, memory_bytes)
         except BaseException:
