@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,12 @@ from pocketvlm.toolchain.backends import BACKENDS
 from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.estimate import Estimate, estimate
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.prompts import derive_prompt
-from pocketvlm.toolchain.quantize import calibration, gptq
-from pocketvlm.toolchain.quantize.block import BlockWeights
+from pocketvlm.toolchain.quantize import calibration
+from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
@@ -126,10 +126,9 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     with BundleWriter(output, expected.disk_bytes) as writer:
         writer.copy(checkpoint.path("tokenizer.json"), prepared.tokenizer.file)
         spec = prepared.spec
-        data, scales, blocks = _calibrate(prepared, recipe, progress)
-        progress.stage("lower", 4 * len(recipe.targets))
+        data, scales = _calibrate(prepared, recipe, progress)
         model = EagerModel(spec, prepared.weights)
-        lowered = _lower(prepared, recipe, writer, data, scales, blocks, model, progress)
+        lowered = _lower(prepared, recipe, writer, data, scales, model, progress)
         variants = _variants(lowered)
         progress.stage("verify", len(variants))
         quality = {}
@@ -173,12 +172,14 @@ def work_path(output: Path) -> Path:
 
 def _lower(
     prepared: Prepared, recipe: ExportRecipe, writer: BundleWriter, data: CalibrationData, scales: KvScales | None,
-    blocks: dict[str, BlockWeights], model: EagerModel, progress: Progress,
+    model: EagerModel, progress: Progress,
 ) -> list[Lowered]:  # fmt: skip
     """Lower for every target, first for those that others build on; the result is in the recipe's order."""
     shared: dict[str, Any] = {}
     done: dict[str, Lowered] = {}
     backends = {target: BACKENDS.load(target)(target) for target in recipe.targets}
+    progress.stage("lower", 4 * len(backends))
+    decoder = _decoder(prepared, recipe, data, progress)
     for target in sorted(backends, key=lambda name: backends[name].builds_on_others):
         prefix = target.replace(":", "-")
         job = LowerJob(
@@ -192,7 +193,7 @@ def _lower(
             shared=shared,
             capacity=capacity_of(backends[target], prepared.spec, recipe),
             kv_scales=scales,
-            decoder_blocks=blocks,
+            decoder=decoder,
             model=model,
             conversations=data.conversations,
             sequences=data.sequences,
@@ -330,10 +331,8 @@ def _tokenizer_spec(checkpoint: Checkpoint, spec: ModelSpec, prompt: PromptSpec,
     return TokenizerSpec("tokenizer.json", token, spec.stop_tokens, adds)
 
 
-def _calibrate(
-    prepared: Prepared, recipe: ExportRecipe, progress: Progress
-) -> tuple[CalibrationData, KvScales | None, dict[str, BlockWeights]]:
-    """Embed the calibration data, find the cache's scales through the chunked loop, quantize the decoder."""
+def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> tuple[CalibrationData, KvScales | None]:
+    """Embed the calibration data, and find the cache's scales through the chunked loop."""
     spec = prepared.spec
     if prepared.estimate.keep_weights:
         prepared.weights.keep_in_memory(1 << 62)
@@ -342,7 +341,7 @@ def _calibrate(
     progress.stage("calibrate", max(len(prepared.images), len(prepared.prompts)))
     data = _data(prepared, model, recipe)
     if recipe.precision == "fp32":
-        return data, None, {}
+        return data, None
     for conversation in data.conversations:
         model.prefill(conversation.embeddings[:, : prepared.capacity], EagerCache(), recipe.chunk_size)
         progress.advance(1)
@@ -350,20 +349,18 @@ def _calibrate(
         for row in sequence:
             model.prefill(row[None, : prepared.capacity], EagerCache(), recipe.chunk_size)
     scales = observer.scales(recipe.kv_cache.granularity) if recipe.kv_cache.dtype == "int8" else None
-    blocks: dict[str, BlockWeights] = {}
-    if recipe.decoder_weights.method == "gptq":
-        progress.stage("GPTQ", spec.decoder.layers)
-        blocks = gptq.quantize_decoder(
-            spec.decoder,
-            DECODERS.load(spec.decoder.kind).layer,
-            prepared.weights,
-            [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences],
-            bits=4,
-            block_size=recipe.decoder_weights.block_size,
-            symmetric=recipe.decoder_weights.symmetric,
-            advance=progress.advance,
-        )
-    return data, scales, blocks
+    return data, scales
+
+
+def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, progress: Progress) -> DecoderQuantizer:
+    def begin(name: str, steps: int) -> Callable[[int], None]:
+        progress.stage(name, steps)
+        return progress.advance
+
+    sequences = [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences]
+    method = recipe.decoder_weights.method
+    resume = partial(progress.stage, "lower", 4 * len(recipe.targets))
+    return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, resume)
 
 
 def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:

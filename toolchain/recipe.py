@@ -24,12 +24,13 @@ class DecoderWeights:
     """How the decoder's linear weights become INT4.
 
     Attributes:
-        method: GPTQ (arXiv 2210.17323) with the calibration data, or round to nearest: quicker to export, worse.
+        method: "rtn" (round to nearest), "gptq" (arXiv 2210.17323), or "distill" (GPTQ, then all of it tuned together
+            against the float model). Each is better than the one before, and takes longer.
         block_size: consecutive weights that share a scale: a power of two, 16 to 256.
         symmetric: no zero points.
     """
 
-    method: Literal["rtn", "gptq"] = "gptq"
+    method: Literal["rtn", "gptq", "distill"] = "gptq"
     block_size: int = 32
     symmetric: bool = False
 

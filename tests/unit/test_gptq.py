@@ -11,6 +11,7 @@ from pocketvlm.toolchain import decoders, torch_ops
 from pocketvlm.toolchain.decoders import llama
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.gptq import quantize_decoder, quantize_matrix, search_ranges
+from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.spec import DecoderSpec, RopeSpec
 from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, rotary_table
 
@@ -29,7 +30,7 @@ def output_error(weight: torch.Tensor, quantized: np.ndarray, x: torch.Tensor) -
 def test_output_error_is_far_below_rounding() -> None:
     x = correlated_inputs(2048, 128)
     weight = torch.randn(64, 128, generator=GENERATOR)
-    blocks = quantize_matrix(weight, x.T @ x / len(x), bits=4, block_size=32, symmetric=False)
+    blocks = quantize_matrix(weight, x.T @ x / len(x), WeightScheme())
     rounded = round_to_nearest(weight, 4, 32)
     assert blocks.codes.max() <= 15
     assert output_error(weight, blocks.dequantize(), x) < 0.35 * output_error(weight, rounded.dequantize(), x)
@@ -38,7 +39,7 @@ def test_output_error_is_far_below_rounding() -> None:
 def test_white_inputs_give_plain_rounding_to_the_chosen_ranges() -> None:
     weight = torch.randn(16, 64, generator=GENERATOR)
     hessian = torch.eye(64)
-    blocks = quantize_matrix(weight, hessian, bits=4, block_size=32, symmetric=True)
+    blocks = quantize_matrix(weight, hessian, WeightScheme(symmetric=True))
     scale, zero = search_ranges(weight.reshape(16, 2, 32), torch.ones(2, 32), 4, symmetric=True)
     expected = ((weight.reshape(16, 2, 32) / scale[..., None] + zero[..., None]).round().clamp(0, 15)).reshape(16, 64)
     np.testing.assert_array_equal(blocks.codes, expected.to(torch.uint8).numpy())
@@ -48,14 +49,14 @@ def test_dead_inputs_and_a_singular_hessian_are_survived() -> None:
     x = correlated_inputs(20, 96)  # fewer samples than inputs: the Hessian is singular
     x[:, 5] = 0
     weight = torch.randn(8, 96, generator=GENERATOR)
-    blocks = quantize_matrix(weight, x.T @ x / len(x), bits=4, block_size=32, symmetric=False)
+    blocks = quantize_matrix(weight, x.T @ x / len(x), WeightScheme())
     assert np.isfinite(blocks.dequantize()).all()
 
 
 def test_inputs_that_overflow_are_the_checkpoints_fault() -> None:
     hessian = torch.full((64, 64), float("inf"))
     with pytest.raises(CheckpointError, match=r"GPTQ: .* overflow"):
-        quantize_matrix(torch.randn(8, 64), hessian, bits=4, block_size=32, symmetric=False)
+        quantize_matrix(torch.randn(8, 64), hessian, WeightScheme())
 
 
 def test_only_the_positions_in_use_get_rotary_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +98,7 @@ def test_a_whole_decoder_stays_closer_than_with_rounding() -> None:
     sequences = [correlated_inputs(200, 64).reshape(1, 200, 64) for _ in range(3)]
     kept = [sequence.clone() for sequence in sequences]
     steps: list[int] = []
-    blocks = quantize_decoder(
-        spec, llama.layer, weights.__getitem__, sequences, bits=4, block_size=32, symmetric=False, advance=steps.append
-    )
+    blocks = quantize_decoder(spec, llama.layer, weights.__getitem__, sequences, WeightScheme(), steps.append)
     assert steps == [1, 1, 1]
     assert all(torch.equal(a, b) for a, b in zip(sequences, kept, strict=True))
     assert set(blocks) == {name[: -len(".weight")] for name in weights if ".layers." in name and weights[name].dim() == 2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,10 @@ from torch import Tensor
 from pocketvlm.runtime.manifest import VariantSpec
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
-from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.calibration import Conversation
+from pocketvlm.toolchain.quantize.decoder import QuantizedDecoder
 from pocketvlm.toolchain.quantize.kv_cache import KvScales
+from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.verify import PartQuality
@@ -33,7 +34,7 @@ class LowerJob:
         shared: what the backends of one export leave for each other.
         capacity: positions of the cache.
         kv_scales: None for a float cache.
-        decoder_blocks: matrices that a calibrated method has quantized already, by canonical prefix.
+        decoder: the decoder quantized in a scheme by the recipe's method; worked out when it is first asked for.
         model, conversations, sequences: the eager model and the calibration data: images with questions, and text as
             embeddings float32 [batch, L, H].
     """
@@ -48,7 +49,7 @@ class LowerJob:
     shared: dict[str, Any]
     capacity: int
     kv_scales: KvScales | None
-    decoder_blocks: Mapping[str, BlockWeights]
+    decoder: Callable[[WeightScheme], QuantizedDecoder]
     model: EagerModel
     conversations: Sequence[Conversation]
     sequences: Sequence[Tensor]

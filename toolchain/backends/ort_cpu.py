@@ -24,6 +24,7 @@ from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Sc
 from pocketvlm.toolchain.backends.ort_profile import kernels_of
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
+from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages, write_cache
@@ -140,7 +141,8 @@ class OrtCpu:
         outputs = cache_tensors(cache, "present")
         for tensor in inputs:
             graph.input(tensor)
-        ops = OrtDecoderOps(graph, job.weights, body, head or body, job.spec.decoder, job.kv_scales, job.capacity)
+        weights = job.weights if body.kind == "float32" else job.decoder(_scheme(job.recipe)).weights
+        ops = OrtDecoderOps(graph, weights, body, head or body, job.spec.decoder, job.kv_scales, job.capacity)
         if head is None:
             write_cache(ops, job.spec, stage.input.name)
         else:
@@ -209,11 +211,7 @@ def _schemes(job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
     block = recipe.decoder_weights.block_size
 
     def body(name: str) -> BlockWeights:
-        known = job.decoder_blocks.get(name)
-        if known is not None:
-            return known
-        weight = job.weights(f"{name}.weight")
-        return round_to_nearest(weight, 4, block, symmetric=recipe.decoder_weights.symmetric)
+        return job.decoder(_scheme(recipe)).blocks(name)
 
     def eight_or_four(bits: int) -> Scheme:
         return Scheme("blocks", lambda name: round_to_nearest(job.weights(f"{name}.weight"), bits, block))
@@ -221,6 +219,11 @@ def _schemes(job: LowerJob) -> tuple[Scheme, Scheme, Scheme]:
     head = eight_or_four(recipe.lm_head_bits)
     table = head if job.spec.decoder.tie_embeddings else eight_or_four(recipe.embedding_bits)
     return Scheme("blocks", body), head, table
+
+
+def _scheme(recipe: ExportRecipe) -> WeightScheme:
+    """What MatMulNBits takes."""
+    return WeightScheme("block", recipe.decoder_weights.block_size, recipe.decoder_weights.symmetric)
 
 
 def _save(

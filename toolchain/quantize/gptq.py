@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pocketvlm.errors import CheckpointError
 from pocketvlm.toolchain.quantize.block import BlockWeights, block_ranges, encode
+from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.torch_ops import EagerCache, ReadOnce, TorchOps, Weights
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ def quantize_decoder(
     layer: Callable[..., Tensor],
     weights: Weights,
     sequences: Sequence[Tensor],
-    *,
-    bits: int,
-    block_size: int,
-    symmetric: bool,
+    scheme: WeightScheme,
     advance: Callable[[int], None],
 ) -> dict[str, BlockWeights]:
     """Quantize every linear layer inside the decoder's layers.
@@ -64,9 +62,7 @@ def quantize_decoder(
                 names = [f"decoder.layers.{index}.{name}" for name in group]
                 hessian = _hessian(spec, layer, current, hidden, index, names[0])
                 for name in names:
-                    blocks = quantize_matrix(
-                        current(f"{name}.weight"), hessian, bits=bits, block_size=block_size, symmetric=symmetric
-                    )
+                    blocks = quantize_matrix(current(f"{name}.weight"), hessian, scheme)
                     done[name] = blocks
                     finished[f"{name}.weight"] = torch.from_numpy(blocks.dequantize())
             for number, x in enumerate(hidden):
@@ -106,16 +102,18 @@ def _hessian(
     return total / count
 
 
-def quantize_matrix(weight: Tensor, hessian: Tensor, *, bits: int, block_size: int, symmetric: bool) -> BlockWeights:
+def quantize_matrix(weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> BlockWeights:
     """Quantize float32 [out, in] so that the error on inputs with this Hessian [in, in] is small."""
     rows, inputs = weight.shape
+    bits, block_size = scheme.bits, scheme.block_of(inputs)
     padded = -(-inputs // block_size) * block_size
     work = weight.clone()
     diagonal = hessian.diagonal().clone()
     dead = diagonal <= 0
     importance = torch.nn.functional.pad(diagonal, (0, padded - inputs)).reshape(-1, block_size)
     blocks = torch.nn.functional.pad(work, (0, padded - inputs)).reshape(rows, -1, block_size)
-    scale, zero = search_ranges(blocks, importance, bits, symmetric=symmetric)
+    scale, zero = search_ranges(blocks, importance, bits, symmetric=scheme.symmetric)
+    scale = scheme.representable(scale)
     order = torch.argsort(diagonal, descending=True, stable=True)
     block_of = (order // block_size).tolist()
     inverse = _inverse_factor(hessian, dead, order)

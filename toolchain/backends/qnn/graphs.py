@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,8 @@ from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import Int4, Weights
-from pocketvlm.toolchain.quantize import lpbq
-from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
+from pocketvlm.toolchain.quantize.scheme import Granularity, WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
 
 # Sequences of plain text that the decoder's ranges are taken from, beside the conversations.
@@ -101,8 +100,9 @@ def _once(job: LowerJob) -> list[Conversation]:
 
 
 def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) -> list[Part]:
-    spec, weights, capacity = job.spec, job.weights, job.capacity
-    int4 = int4_reader(job.weights, job.recipe)
+    spec, capacity = job.spec, job.capacity
+    quantized = job.decoder(_scheme(job.recipe))
+    weights, int4 = quantized.weights, quantized.blocks
     job.progress.note("ranges of the decoder")
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
     sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
@@ -127,15 +127,13 @@ def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) 
 
 def int4_reader(weights: Weights, recipe: ExportRecipe) -> Int4:
     """The decoder's matrices, rounded to the recipe's form of INT4."""
+    scheme = _scheme(recipe)
+    return lambda name: scheme.round(weights(f"{name}.weight"))
 
-    def read(name: str) -> BlockWeights:
-        weight = weights(f"{name}.weight")
-        if recipe.qnn.decoder_weights == "per_channel":
-            return round_to_nearest(weight, 4, weight.shape[1], symmetric=True)
-        blocks = round_to_nearest(weight, 4, recipe.decoder_weights.block_size, symmetric=True)
-        return replace(blocks, scales=lpbq.project(blocks.scales))
 
-    return read
+def _scheme(recipe: ExportRecipe) -> WeightScheme:
+    granularity: Granularity = "channel" if recipe.qnn.decoder_weights == "per_channel" else "lpbq"
+    return WeightScheme(granularity, recipe.decoder_weights.block_size, symmetric=True)
 
 
 def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[str, Range] | None) -> Part:
