@@ -31,7 +31,7 @@ from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.progress import RichProgress
-from pocketvlm.toolchain.quantize.calibration import held_out_text
+from pocketvlm.toolchain.quantize.calibration_text import held_out_text
 from pocketvlm.toolchain.recipe import DecoderWeights, ExportRecipe, KvCache, Thresholds
 from pocketvlm.toolchain.stages import open_stages
 

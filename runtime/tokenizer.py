@@ -80,6 +80,11 @@ class Tokenizer:
         return MappingProxyType(self._added)
 
     @property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for what the vocabulary cannot express, if there is one."""
+        return self._unknown
+
+    @property
     def special_tokens(self) -> frozenset[str]:
         """The added tokens that are marked as special: `decode` leaves them out."""
         return frozenset(content for content, token in self._flags.items() if token.special)

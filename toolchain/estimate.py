@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketvlm.runtime.tiling import TilePlan
-from pocketvlm.toolchain.quantize.calibration import TEXT_LENGTH
+from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.verify import SAMPLES, STEPS

@@ -39,9 +39,11 @@ from pocketvlm.toolchain.estimate import Estimate, estimate
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.prompts import derive_prompt
-from pocketvlm.toolchain.quantize import calibration
+from pocketvlm.toolchain.quantize import calibration, calibration_text
+from pocketvlm.toolchain.quantize.calibration_text import GENERATED
 from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
+from pocketvlm.toolchain.quantize.self_text import write_text
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
 from pocketvlm.toolchain.task import TaskQuestion, load_task
@@ -339,7 +341,7 @@ def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> 
     observer = KvRangeObserver(spec.decoder)
     model = EagerModel(spec, prepared.weights, observer)
     progress.stage("calibrate", max(len(prepared.images), len(prepared.prompts)))
-    data = _data(prepared, model, recipe)
+    data = _data(prepared, model, recipe, progress)
     if recipe.precision == "fp32":
         return data, None
     for conversation in data.conversations:
@@ -363,27 +365,43 @@ def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, pr
     return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, resume)
 
 
-def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe) -> CalibrationData:
+def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe, progress: Progress) -> CalibrationData:
     seen, judged = calibration.pairs(len(prepared.images), len(prepared.prompts), SAMPLES)
     pictures = calibration.Pictures(model, prepared.builder)
 
     def conversations(chosen: list[tuple[int, int]]) -> list[calibration.Conversation]:
         return [pictures.conversation(prepared.images[image], prepared.prompts[prompt]) for image, prompt in chosen]
 
-    length = min(calibration.TEXT_LENGTH, prepared.capacity)
-    wanted = recipe.calibration.tokens + 4 * STEPS + 64
-    # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
-    ids = prepared.text.encode(calibration.read_text(recipe.calibration.text)[: 12 * wanted], special=False)
-    held_out, rest = ids[: 4 * STEPS + 64], ids[4 * STEPS + 64 :]
+    length = min(calibration_text.TEXT_LENGTH, prepared.capacity)
+    kept = 4 * STEPS + 64
+    ids = calibration_text.token_ids(prepared.text, recipe.calibration.text, kept + recipe.calibration.tokens)
+    held_out, rest = ids[:kept], ids[kept:]
     if len(held_out) <= TEXT_PROMPT:
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")
-    tokens = 0 if recipe.precision == "fp32" else recipe.calibration.tokens
+    rows = calibration_text.rows_of(rest, recipe.calibration.tokens, length)
+    if recipe.precision == "fp32":
+        rows = []
+    elif recipe.calibration.text == GENERATED:
+        rows = _generated(prepared, recipe.calibration.tokens // length, length, progress)
     return CalibrationData(
         conversations(seen if recipe.precision != "fp32" else []),
         conversations(judged),
         pictures,
-        calibration.text_sequences(model, rest, tokens, length),
+        calibration.text_sequences(model, rows),
         held_out,
+    )
+
+
+def _generated(prepared: Prepared, sequences: int, length: int, progress: Progress) -> list[list[int]]:
+    progress.stage("text", length - 1)
+    return write_text(
+        prepared.spec.decoder,
+        prepared.weights,
+        sequences=max(sequences, 1),
+        length=length,
+        forbidden=set(prepared.text.added_tokens.values()),
+        tokens=prepared.text.largest_text_id + 1,
+        advance=progress.advance,
     )
 
 
@@ -420,7 +438,7 @@ def _images(recipe: ExportRecipe) -> tuple[Path, ...]:
 def _prompts(recipe: ExportRecipe) -> tuple[str, ...]:
     prompts = recipe.calibration.prompts
     if isinstance(prompts, str):
-        prompts = tuple(line.strip() for line in calibration.read_text(prompts, least=1).splitlines() if line.strip())
+        prompts = tuple(line.strip() for line in calibration_text.read_text(prompts, least=1).splitlines() if line.strip())
     return prompts or calibration.DEFAULT_PROMPTS
 
 

@@ -11,6 +11,7 @@ from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.manifest import MAX_GRID_SIDE, MAX_GRIDS, Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.quantize.calibration_text import GENERATED
 
 MAX_RECIPE_BYTES = 1024 * 1024
 MAX_CONTEXT = 1 << 24
@@ -86,7 +87,7 @@ class Calibration:
     Attributes:
         images: image files, or folders of them.
         prompts: questions that are asked about each image; or a text file with one question a line.
-        text: a text file for the language model alone.
+        text: a text file for the language model alone, or "generated": what the model itself writes.
         tokens: how many tokens of `text` are used at most.
     """
 
@@ -268,7 +269,7 @@ def _beside(folder: Path, calibration: Calibration) -> Calibration:
         calibration,
         images=tuple(str(folder / image) for image in calibration.images),
         prompts=str(folder / prompts) if isinstance(prompts, str) else prompts,
-        text=None if text is None else str(folder / text),
+        text=text if text in (None, GENERATED) else str(folder / text),
     )
 
 

@@ -6,7 +6,6 @@ chelsea: public domain and CC0), a few questions, and English text from Python's
 
 from __future__ import annotations
 
-import pydoc_data.topics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pocketvlm.errors import RecipeError
 from pocketvlm.runtime.image import load_image, make_tiles
 from pocketvlm.runtime.prompt import ImageSlot, PromptBuilder, PromptTokens
 from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
@@ -30,10 +28,6 @@ DEFAULT_PROMPTS = (
     "How many people are in the picture, and what are they doing?",
     "What is the total, and what time is it?",
 )
-MAX_TEXT_BYTES = 64 * 1024 * 1024
-# Tokens of a sequence of calibration text.
-TEXT_LENGTH = 512
-_HELD_OUT_CHARACTERS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,41 +109,6 @@ def splice(embed: Callable[[Sequence[int]], Tensor], prompt: PromptTokens, image
     return torch.cat(rows, 1)
 
 
-def read_text(path: str | None, least: int = 1000) -> str:
-    """Calibration text: a UTF-8 file, or by default English prose that every Python carries.
-
-    Args:
-        least: characters that a file must hold.
-
-    Raises:
-        RecipeError: the file cannot be read, is no UTF-8 text, too large or too short.
-    """
-    if path is None:
-        return _default_text()[_HELD_OUT_CHARACTERS:]
-    try:
-        if Path(path).stat().st_size > MAX_TEXT_BYTES:
-            raise RecipeError(f"calibration text {path!r} is larger than {MAX_TEXT_BYTES} bytes", "cut it")
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise RecipeError(f"calibration text {path!r} is not UTF-8 text", "name a plain text file") from None
-    except OSError as error:
-        raise RecipeError(f"calibration text {path!r} cannot be read: {error.strerror}", "check the path") from None
-    if len(text.strip()) < least:
-        raise RecipeError(f"calibration text {path!r} is too short", "name a longer one")
-    return text
-
-
-def held_out_text() -> str:
-    """The part of the default text that calibration never uses, for judging."""
-    return _default_text()[:_HELD_OUT_CHARACTERS]
-
-
-def _default_text() -> str:
-    return "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
-
-
-def text_sequences(model: EagerModel, token_ids: Sequence[int], tokens: int, length: int) -> list[Tensor]:
-    """Cut text into sequences of `length` tokens, embedded: float32 [batch, length, H], up to 4 to a batch."""
-    usable = min(len(token_ids), tokens) // length
-    rows = [list(token_ids[number * length : (number + 1) * length]) for number in range(usable)]
-    return [torch.cat([model.embed(row) for row in rows[start : start + 4]]) for start in range(0, usable, 4)]
+def text_sequences(model: EagerModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Token ids of equally long texts, embedded: float32 [batch, length, H], up to 4 to a batch."""
+    return [torch.cat([model.embed(row) for row in rows[start : start + 4]]) for start in range(0, len(rows), 4)]

@@ -22,6 +22,8 @@ from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.spec import DecoderSpec
 from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, Weights
 
+Advance = Callable[[int], None]
+
 # Positions of a window: what is differentiated at once.
 WINDOW = 512
 _WINDOWS_A_STEP = 2
@@ -127,7 +129,7 @@ def tune(
     sequences: Sequence[Tensor],
     scheme: WeightScheme,
     rates: Rates,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> Tuned:
     """Tune all matrices of a decoder together. Takes about 24 bytes for each of their weights, beside `weights`.
 

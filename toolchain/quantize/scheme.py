@@ -65,8 +65,8 @@ class WeightScheme:
         codes = encode(values, scales[..., None], torch.from_numpy(zeros).float()[..., None], self.bits)
         return codes.to(torch.uint8).reshape(rows, -1).numpy()
 
-    def bits_per_weight(self, rows: int, inputs: int) -> float:
-        """What a weight takes with all that belongs to it: codes of whole blocks, scales and zero points."""
+    def bits_per_weight(self, inputs: int) -> float:
+        """What a weight of a matrix [out, inputs] takes: codes of whole blocks, scales and zero points."""
         size = self.block_of(inputs)
         blocks = -(-inputs // size)
         codes = blocks * size * self.bits

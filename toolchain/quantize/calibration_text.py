@@ -1,0 +1,111 @@
+"""Text for calibration: a file, English prose that every Python carries, or what the model itself writes."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from collections.abc import Sequence
+from pathlib import Path
+
+from pocketvlm.errors import RecipeError
+from pocketvlm.runtime.tokenizer import Tokenizer
+
+# What a recipe's calibration.text says for text that the model writes.
+GENERATED = "generated"
+MAX_TEXT_BYTES = 64 * 1024 * 1024
+# Tokens of a sequence of calibration text.
+TEXT_LENGTH = 512
+_HELD_OUT_CHARACTERS = 120_000
+_JUDGED_CHARACTERS = 20_000
+_MOST_CONTROLS, _MOST_UNKNOWN = 0.001, 0.02
+# English takes about a quarter of a token per character, Chinese two thirds where the vocabulary was made for it. Letters or
+# bytes one by one take more.
+_MOST_TOKENS_PER_CHARACTER = 0.75
+
+
+def read_text(path: str | None, least: int = 1000) -> str:
+    """Calibration text: a UTF-8 file, or by default English prose that every Python carries.
+
+    Args:
+        least: characters that a file must hold.
+
+    Raises:
+        RecipeError: the file cannot be read, is no UTF-8 text, too large or too short.
+    """
+    if path is None:
+        return _default_text()[_HELD_OUT_CHARACTERS:]
+    try:
+        if Path(path).stat().st_size > MAX_TEXT_BYTES:
+            raise RecipeError(f"calibration text {path!r} is larger than {MAX_TEXT_BYTES} bytes", "cut it")
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecipeError(f"calibration text {path!r} is not UTF-8 text", "name a plain text file") from None
+    except OSError as error:
+        raise RecipeError(
+            f"calibration text {path!r} cannot be read: {error.strerror}", f"check the path, or say {GENERATED!r}"
+        ) from None
+    if not text.strip():
+        raise RecipeError(f"calibration text {path!r} is empty", "name a text, or leave it out to take the one built in")
+    start = text[:_JUDGED_CHARACTERS]
+    if sum(character < " " and not character.isspace() for character in start) > _MOST_CONTROLS * len(start):
+        raise RecipeError(f"calibration text {path!r} is binary: it is full of control characters", "name a plain text file")
+    if len(text.strip()) < least:
+        raise RecipeError(f"calibration text {path!r} is too short: {len(text.strip())} characters", f"at least {least}")
+    return text
+
+
+def token_ids(tokenizer: Tokenizer, path: str | None, most: int) -> list[int]:
+    """The first tokens of the text, about `most` of them or more; of the built-in one where the model writes its own.
+
+    Raises: as `read_text` and `check_script`.
+    """
+    named = None if path == GENERATED else path
+    text = read_text(named)
+    if named is not None:
+        check_script(tokenizer, text, named)
+    # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
+    return tokenizer.encode(text[: 12 * most], special=False)
+
+
+def check_script(tokenizer: Tokenizer, text: str, path: str) -> None:
+    """Refuse text that the model's vocabulary was not made for: its statistics are not those of the text that users bring.
+
+    Such text comes out as unknown tokens, or spelled byte by byte. A vocabulary that spells English, too, knows no better.
+
+    Raises:
+        RecipeError: saying what became of the text.
+    """
+    start = text[:_JUDGED_CHARACTERS]
+    ids = tokenizer.encode(start, special=False)
+    hint = "name text in the languages that the model is for, or leave it out to take the one built in"
+    unknown = sum(token == tokenizer.unknown_id for token in ids) / max(len(ids), 1)
+    if unknown > _MOST_UNKNOWN:
+        raise RecipeError(f"calibration text {path!r}: the tokenizer does not know {unknown:.0%} of its tokens", hint)
+    rate, usual = (
+        _tokens_per_character(tokenizer, start),
+        _tokens_per_character(tokenizer, held_out_text()[:_JUDGED_CHARACTERS]),
+    )
+    if rate > max(_MOST_TOKENS_PER_CHARACTER, 2 * usual):
+        raise RecipeError(
+            f"calibration text {path!r} is in a script that the model's vocabulary was not made for: its tokenizer takes"
+            f" {rate:.2f} tokens for each character, and {usual:.2f} for English",
+            hint,
+        )
+
+
+def _tokens_per_character(tokenizer: Tokenizer, text: str) -> float:
+    return len(tokenizer.encode(text, special=False)) / max(len(text), 1)
+
+
+def held_out_text() -> str:
+    """The part of the default text that calibration never uses, for judging."""
+    return _default_text()[:_HELD_OUT_CHARACTERS]
+
+
+def _default_text() -> str:
+    return "\n".join(pydoc_data.topics.topics[key] for key in sorted(pydoc_data.topics.topics))
+
+
+def rows_of(token_ids: Sequence[int], tokens: int, length: int) -> list[list[int]]:
+    """Whole sequences of `length` tokens, of at most `tokens` in all."""
+    count = min(len(token_ids), tokens) // length
+    return [list(token_ids[number * length : (number + 1) * length]) for number in range(count)]
