@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketvlm.runtime.tiling import TilePlan
-from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH
+from pocketvlm.toolchain.quantize import distill
+from pocketvlm.toolchain.quantize.calibration_text import GENERATED, TEXT_LENGTH
+from pocketvlm.toolchain.quantize.decoder import Method
 from pocketvlm.toolchain.recipe import ExportRecipe
-from pocketvlm.toolchain.spec import ModelSpec
+from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
 from pocketvlm.toolchain.verify import SAMPLES, STEPS
 from pocketvlm.toolchain.weights import expected_parameters
 
 # Two busy laptop cores, in float32 products: operations per second, and seconds to read a parameter and make it float32.
 _FLOPS = 1e11
 _READ = 2e-9
+# Seconds to move a weight one step while all are tuned, for which memory decides.
+_MOVE = 1.5e-8
 _LIBRARIES = 700 << 20
 _KEPT_LIMIT = 2 << 30
 # Graphs and their kernels' names, and 6 KB of them for a layer; prompt, report and manifest.
@@ -24,12 +28,18 @@ _GRAPHS, _GRAPH_OF_A_LAYER = 300_000, 6_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Peak memory, size of the bundle and duration of an export."""
+    """Peak memory, size of the bundle and duration of an export.
+
+    Attributes:
+        keep_weights: whether all parameters are held in memory in float32.
+        method: how the decoder's matrices become INT4; what "auto" comes to.
+    """
 
     ram_bytes: int
     disk_bytes: int
     seconds: float
     keep_weights: bool
+    method: Method
 
 
 def estimate(
@@ -54,7 +64,8 @@ def estimate(
     )
     rest = sum(counts.values()) - decoder - vision
     total, largest = sum(counts.values()), max(counts.values())
-    keep = 4 * total <= _KEPT_LIMIT
+    method = _method(recipe, total)
+    keep = 4 * total <= _KEPT_LIMIT or method == "distill"
     if recipe.precision == "fp32":
         disk = 4.0 * total
     else:
@@ -63,12 +74,14 @@ def estimate(
         if recipe.prefill_weights == "int8":
             disk += decoder * 1.01
     disk += tokenizer_bytes + _GRAPHS + _GRAPH_OF_A_LAYER * (spec.vision.layers + spec.decoder.layers)
-    gptq = recipe.precision == "paper" and recipe.decoder_weights.method == "gptq"
+    gptq = method in ("gptq", "distill")
     kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
     hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0
     activations = recipe.calibration.tokens * spec.decoder.hidden_size * 4 * 3
     # The opened bundle and its packed weights come on top while it is verified.
     ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + kept_codes + hessian + activations + 2 * disk
+    if method == "distill":
+        ram += distill.BYTES_A_WEIGHT * decoder + _window_bytes(spec.decoder)
     images = len(planned)
     positions = sum(plan.image_tokens for plan in planned) / images
     seen = 0 if recipe.precision == "fp32" else max(images, prompts)
@@ -81,8 +94,34 @@ def estimate(
     flops += 2.0 * vision * spec.vision.sequence_length * encoded * (1 + SAMPLES / images)
     if gptq:
         flops += sum(_gptq_flops(shape) for name, shape in shapes.items() if _is_matrix(name, shape))
+    if method == "distill":
+        flops += _distillation_flops(decoder, spec.decoder)
+    if recipe.calibration.text == GENERATED and seen:
+        flops += 2.0 * (decoder + spec.decoder.vocab_size * spec.decoder.hidden_size) * recipe.calibration.tokens
     reads = 0 if keep else seen + math.ceil(recipe.calibration.tokens / TEXT_LENGTH) + SAMPLES * (STEPS + 1)
-    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total + reads * _READ * decoder, keep)
+    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total + reads * _READ * decoder, keep, method)
+
+
+def _method(recipe: ExportRecipe, parameters: int) -> Method:
+    if recipe.precision == "fp32":
+        return "rtn"
+    if recipe.decoder_weights.method != "auto":
+        return recipe.decoder_weights.method
+    return "distill" if 4 * parameters <= _KEPT_LIMIT else "gptq"
+
+
+def _window_bytes(decoder: DecoderSpec) -> float:
+    """What autograd keeps of one window, and some copies of its logits."""
+    layer = 10 * decoder.hidden_size + 5 * decoder.intermediate_size
+    return 4.0 * distill.WINDOW * (decoder.layers * layer + 5 * decoder.vocab_size)
+
+
+def _distillation_flops(parameters: int, decoder: DecoderSpec) -> float:
+    """Forward and twice that backward, the float decoder's forward, its head and the tuned one's; and moving every weight."""
+    rates = distill.Rates()
+    positions = rates.steps * distill.WINDOWS_A_STEP * distill.WINDOW
+    head = decoder.vocab_size * decoder.hidden_size
+    return positions * (8.0 * parameters + 6.0 * head) + rates.steps * _MOVE * _FLOPS * parameters
 
 
 def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:

@@ -360,7 +360,7 @@ def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, pr
         return progress.advance
 
     sequences = [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences]
-    method = recipe.decoder_weights.method
+    method = prepared.estimate.method
     resume = partial(progress.stage, "lower", 4 * len(recipe.targets))
     return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, resume)
 

@@ -26,12 +26,13 @@ class DecoderWeights:
 
     Attributes:
         method: "rtn" (round to nearest), "gptq" (arXiv 2210.17323), or "distill" (GPTQ, then all of it tuned together
-            against the float model). Each is better than the one before, and takes longer.
+            against the float model). Each is better than the one before, and takes longer. "auto" is "distill" for models
+            whose parameters take at most 2 GiB in float32, and "gptq" for larger ones.
         block_size: consecutive weights that share a scale: a power of two, 16 to 256.
         symmetric: no zero points.
     """
 
-    method: Literal["rtn", "gptq", "distill"] = "gptq"
+    method: Literal["auto", "rtn", "gptq", "distill"] = "auto"
     block_size: int = 32
     symmetric: bool = False
 

@@ -31,6 +31,25 @@ def test_gptq_and_the_int8_cache_cost_a_real_model_little(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_int4_methods_reach_their_goals(tmp_path: Path) -> None:
+    """SmolLM2-135M on 8 x 1,024 tokens that calibration never saw, in the numbers of every target."""
+    checkpoint = tmp_path / "smollm2-llava"
+    subprocess.run([sys.executable, str(BENCHMARKS / "checkpoints" / "smollm2_llava.py"), str(checkpoint)], check=True)
+    command = [sys.executable, str(BENCHMARKS / "int4_methods.py"), str(checkpoint), "--work", str(tmp_path), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(done.stdout)
+    found = json.loads(done.stdout)
+    assert (found["missed"], done.returncode) == ([], 0)
+    rows = {(row["scheme"], row["method"]): row for row in found["rows"]}
+    rounded, tuned = "round to nearest", "GPTQ, then distillation"
+    assert rows["block 32", tuned]["perplexity_change"] <= 0.08
+    assert rows["per channel", tuned]["kl"] <= 0.4 * rows["per channel", rounded]["kl"]
+    for scheme in ("block 32", "per channel", "LPBQ, block 32"):
+        assert rows[scheme, tuned]["kl"] < rows[scheme, "GPTQ"]["kl"] < rows[scheme, rounded]["kl"]
+        assert len({row["bits_per_weight"] for row in found["rows"] if row["scheme"] == scheme}) == 1
+
+
+@pytest.mark.slow
 def test_a_3b_model_of_full_size_exports_and_answers(tmp_path: Path) -> None:
     """BlueLM-V-3B's sizes with random weights; needs 12 GB of disk and 20 GB of memory."""
     command = [sys.executable, str(BENCHMARKS / "full_size.py"), "--build", str(tmp_path), "--json"]

@@ -1,1 +1,1 @@
-"""Quantization: block-wise weights, GPTQ, cache scales and the data they are calibrated on."""
+"""Quantization: block-wise weights, GPTQ, distillation, cache scales and the data they are calibrated on."""

@@ -26,7 +26,9 @@ Advance = Callable[[int], None]
 
 # Positions of a window: what is differentiated at once.
 WINDOW = 512
-_WINDOWS_A_STEP = 2
+# For a matrix's value, its gradient, its codes and Adam's two moments, and a copy in passing.
+BYTES_A_WEIGHT = 24
+WINDOWS_A_STEP = 2
 _WARM_UP = 5
 _FIRST_MOMENT, _SECOND_MOMENT = 0.9, 0.99
 _EPSILON = 1e-12
@@ -131,7 +133,7 @@ def tune(
     rates: Rates,
     advance: Advance,
 ) -> Tuned:
-    """Tune all matrices of a decoder together. Takes about 24 bytes for each of their weights, beside `weights`.
+    """Tune all matrices of a decoder together. Takes `BYTES_A_WEIGHT` for each of their weights, beside `weights`.
 
     Args:
         weights: float parameters; read anew for every window, so they should be in memory.
@@ -149,7 +151,7 @@ def tune(
         share = min(1.0, (step + 1) / _WARM_UP) * (1 - step / rates.steps)
         leaves = {name: matrix.value().requires_grad_() for name, matrix in matrices.items()}
         leaves |= {name: norm.value.clone().requires_grad_() for name, norm in norms.items()}
-        numbers = [next(order) for _ in range(_WINDOWS_A_STEP)]
+        numbers = [next(order) for _ in range(WINDOWS_A_STEP)]
         positions = sum(data[number].shape[1] for number in numbers)
         for number in numbers:
             with torch.no_grad():
