@@ -19,7 +19,7 @@ from pocketvlm.toolchain.weights import expected_parameters
 _FLOPS = 1e11
 _READ = 2e-9
 # Seconds to move a weight one step while all are tuned, for which memory decides.
-_MOVE = 1.5e-8
+_MOVE = 8e-9
 _LIBRARIES = 700 << 20
 _KEPT_LIMIT = 2 << 30
 # Graphs and their kernels' names, and 6 KB of them for a layer; prompt, report and manifest.

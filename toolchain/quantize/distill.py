@@ -1,19 +1,19 @@
 """Tuning of a quantized decoder against the float one: the last step of method "distill".
 
 GPTQ makes each matrix good by itself. Here all of them are tuned together, so that the whole decoder's next-token
-distribution comes close to that of the float decoder: gradients of the Kullback-Leibler divergence move scales and norm
-weights (end-to-end training of quantization parameters, EfficientQAT, arXiv 2407.11062, section 3.3) and, more slowly, the
-codes, through the straight-through estimator, from where the original weights lie between two codes (as AutoRound, arXiv
-2309.05516, learns its roundings). What is stored has the same form and size as before.
+distribution comes close to that of the float decoder: gradients of the Kullback-Leibler divergence move the scales and the
+norms' weights, while codes and zero points stay (EfficientQAT, arXiv 2407.11062, section 3.3). What is stored has the same
+form and size as before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.decoders import DECODERS
@@ -26,23 +26,21 @@ Advance = Callable[[int], None]
 
 # Positions of a window: what is differentiated at once.
 WINDOW = 512
-# For a matrix's value, its gradient, its codes and Adam's two moments, and a copy in passing.
-BYTES_A_WEIGHT = 24
+# For a matrix's value, its gradient and its code.
+BYTES_A_WEIGHT = 9
 WINDOWS_A_STEP = 2
 _WARM_UP = 5
 _FIRST_MOMENT, _SECOND_MOMENT = 0.9, 0.99
 _EPSILON = 1e-12
-_INSIDE = 0.45
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Steps of Adam, and how far one moves: scales relative to themselves, codes in codes, norms relative to their mean."""
+    """Steps of Adam, and how far one moves scales and norms at most, relative to themselves."""
 
     steps: int = 40
-    scales: float = 1e-3
-    codes: float = 2e-2
-    norms: float = 1e-3
+    scales: float = 2e-3
+    norms: float = 2e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,52 +68,43 @@ class _Adam:
 
 
 class _Matrix:
-    """A quantized matrix in the making: codes that may lie between two whole ones, and free scales."""
+    """A quantized matrix whose codes stay as they are while its scales move.
 
-    def __init__(self, weight: Tensor, blocks: BlockWeights, scheme: WeightScheme) -> None:
-        rows, count = blocks.scales.shape
-        self._scheme, self._inputs = scheme, blocks.inputs
-        self._start = blocks
-        self._zeros = torch.from_numpy(blocks.zeros).float()[..., None]
-        self._base = torch.from_numpy(blocks.scales)
-        codes = torch.from_numpy(blocks.codes).float().reshape(rows, count, blocks.block_size)
-        exact = _in_blocks(weight, codes.shape) / self._base[..., None] + self._zeros
-        # Just inside the rounding's borders, so that nothing changes before it is told to.
-        self._codes = _Adam(codes + (exact - codes).clamp(-_INSIDE, _INSIDE))
-        self._factors = _Adam(torch.ones_like(self._base))
+    LPBQ's steps stay, too, and its channels' scales move: a step is too coarse to be reached by small moves.
+    """
 
-    def _scales(self) -> Tensor:
-        return self._scheme.representable(self._base * self._factors.value)
+    def __init__(self, blocks: BlockWeights, scheme: WeightScheme) -> None:
+        self._start, self._scheme = blocks, scheme
+        self._scales = torch.from_numpy(blocks.scales)
+        shared = scheme.granularity == "lpbq"
+        self._factors = _Adam(torch.ones(len(self._scales), 1 if shared else self._scales.shape[1]))
 
-    def _rounded(self) -> Tensor:
-        return self._codes.value.round().clamp_(0, 2**self._scheme.bits - 1)
+    def _steps(self) -> Tensor:
+        """What the scales multiply: float32 [out, blocks, block_size]."""
+        start = self._start
+        codes = torch.from_numpy(start.codes).reshape(*start.scales.shape, start.block_size)
+        return codes.float().sub_(torch.from_numpy(start.zeros)[..., None])
+
+    def _moved(self) -> Tensor:
+        return self._scheme.representable(self._scales * self._factors.value)
 
     def value(self) -> Tensor:
         """Float32 [out, in]."""
-        values = self._rounded().sub_(self._zeros).mul_(self._scales()[..., None])
-        return values.reshape(len(values), -1)[:, : self._inputs].contiguous()
+        values = self._steps().mul_(self._moved()[..., None])
+        return values.reshape(len(values), -1)[:, : self._start.inputs].contiguous()
 
-    def move(self, gradient: Tensor, rates: Rates, share: float) -> None:
+    def move(self, gradient: Tensor, rate: float) -> None:
         """One step against `gradient` [out, in] of the loss by `value`."""
-        blocked = _in_blocks(gradient, self._codes.value.shape)
-        by_factor = (blocked * self._rounded().sub_(self._zeros)).sum(-1) * self._base
-        if rates.codes:
-            # One scale for the whole matrix: Adam takes it out again.
-            self._codes.move(blocked * self._base[..., None], rates.codes * share)
-            self._codes.value.clamp_(-_INSIDE, 2**self._scheme.bits - 1 + _INSIDE)
-        self._factors.move(by_factor, rates.scales * share)
+        steps = self._steps()
+        padded = functional.pad(gradient, (0, steps[0].numel() - gradient.shape[1])).reshape(steps.shape)
+        by_factor = steps.mul_(padded).sum(-1).mul_(self._scales)
+        if self._factors.value.shape != by_factor.shape:
+            by_factor = by_factor.sum(1, keepdim=True)
+        self._factors.move(by_factor, rate)
 
     def blocks(self) -> BlockWeights:
         """What is stored."""
-        start = self._start
-        codes = self._rounded().to(torch.uint8).reshape(start.codes.shape).numpy()
-        return BlockWeights(codes, self._scales().numpy(), start.zeros, start.bits, start.block_size, start.inputs)
-
-
-def _in_blocks(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """[out, in] -> [out, blocks, block_size], padded with zeros."""
-    rows, count, size = shape
-    return torch.nn.functional.pad(matrix, (0, count * size - matrix.shape[1])).reshape(rows, count, size)
+        return replace(self._start, scales=self._moved().numpy())
 
 
 def windows(sequences: Sequence[Tensor]) -> list[Tensor]:
@@ -141,7 +130,7 @@ def tune(
         sequences: calibration embeddings, float32 [batch, length, H] each.
         advance: called with 1 after every step.
     """
-    matrices = {f"{name}.weight": _Matrix(weights(f"{name}.weight"), blocks, scheme) for name, blocks in start.items()}
+    matrices = {f"{name}.weight": _Matrix(blocks, scheme) for name, blocks in start.items()}
     norms = {name: _Adam(weights(name).clone()) for name in _norms(spec)}
     norm_rates = {name: rates.norms * float(norm.value.abs().mean()) for name, norm in norms.items()}
     data = windows(sequences)
@@ -164,7 +153,7 @@ def tune(
             torch.autograd.backward(logits, (logits.detach().softmax(-1) - target.softmax(-1)) / positions)
         with torch.no_grad():
             for name, matrix in matrices.items():
-                matrix.move(_gradient(leaves[name]), rates, share)
+                matrix.move(_gradient(leaves[name]), rates.scales * share)
             for name, norm in norms.items():
                 norm.move(_gradient(leaves[name]), norm_rates[name] * share)
         advance(1)
