@@ -5,10 +5,11 @@
 Every matrix inside the decoder's layers is quantized; the rest, and all arithmetic, stays in float32, so that nothing but
 the weights is judged (`benchmarks/quality.py` judges whole bundles). The text is 8 x 1,024 tokens of English from Python's
 own `pydoc_data.topics`, of which calibration sees later parts (`--text built-in`), nothing at all (`--text generated`: what
-the checkpoint writes itself) or whatever `--text FILE` holds. KL is in nats, from the float32 model's distribution. Bits
-per weight count codes, scales and zero points. Minutes are of this machine and include those of the methods that a method
-builds on, not the generation of text. Saves `results.md` and `results.json`. Ends with exit code 1 if the best method
-misses a goal: in blocks a perplexity within 8% of float32's, per channel a KL of at most 0.4 times that of rounding.
+the checkpoint writes itself) or whatever `--text FILE` holds; `--judge FILE` judges by another text. KL is in nats, from
+the float32 model's distribution. Bits per weight count codes, scales and zero points. Minutes are of this machine and
+include those of the methods that a method builds on, not the generation of text. Saves `results.md` and `results.json`.
+Ends with exit code 1 if the best method misses a goal: in blocks a perplexity within 8% of float32's, per channel a KL of
+at most 0.4 times that of rounding.
 """
 
 from __future__ import annotations
@@ -144,6 +145,8 @@ def measure(arguments: argparse.Namespace) -> tuple[float, list[Row]]:
         weights.keep_in_memory(1 << 62)
         tokenizer = Tokenizer.open(checkpoint.path("tokenizer.json"))
     text = held_out_text()[JUDGE_FROM : JUDGE_FROM + JUDGE_CHARACTERS]
+    if arguments.judge is not None:
+        text = calibration_text.read_text(arguments.judge)
     ids = torch.tensor(tokenizer.encode(text, special=False)[: SEQUENCES * LENGTH]).reshape(SEQUENCES, LENGTH)
     data = calibration_data(arguments, spec.decoder, weights, tokenizer)
     with torch.no_grad():
@@ -211,7 +214,8 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--work", type=Path, default=Path("build/int4-methods"))
     parser.add_argument("--text", default=BUILT_IN, help=f"{BUILT_IN!r}, {GENERATED!r} or a file (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=16384, help="of calibration text (default: %(default)s)")
+    parser.add_argument("--judge", help="a file to judge by instead, of 8,192 tokens or more")
+    parser.add_argument("--tokens", type=int, default=8192, help="of calibration text (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     perplexity, rows = measure(arguments)
