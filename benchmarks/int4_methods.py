@@ -33,9 +33,10 @@ from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.export import describe
 from pocketvlm.toolchain.quantize import calibration_text, distill, gptq
 from pocketvlm.toolchain.quantize.block import BlockWeights
-from pocketvlm.toolchain.quantize.calibration_text import GENERATED, TEXT_LENGTH, held_out_text
+from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH, held_out_text
 from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.quantize.self_text import write_text
+from pocketvlm.toolchain.recipe import GENERATED
 from pocketvlm.toolchain.spec import DecoderSpec
 from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps, Weights
 from pocketvlm.toolchain.weights import CanonicalWeights

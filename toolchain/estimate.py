@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from pocketvlm.runtime.tiling import TilePlan
 from pocketvlm.toolchain.quantize import distill
-from pocketvlm.toolchain.quantize.calibration_text import GENERATED, TEXT_LENGTH
+from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH
 from pocketvlm.toolchain.quantize.decoder import Method
-from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
 from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
 from pocketvlm.toolchain.verify import SAMPLES, STEPS
 from pocketvlm.toolchain.weights import expected_parameters

@@ -40,11 +40,10 @@ from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.prompts import derive_prompt
 from pocketvlm.toolchain.quantize import calibration, calibration_text
-from pocketvlm.toolchain.quantize.calibration_text import GENERATED
 from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
 from pocketvlm.toolchain.quantize.self_text import write_text
-from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
 from pocketvlm.toolchain.task import TaskQuestion, load_task
 from pocketvlm.toolchain.tiling import grids

@@ -11,11 +11,12 @@ from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.manifest import MAX_GRID_SIDE, MAX_GRIDS, Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.quantize.calibration_text import GENERATED
 
 MAX_RECIPE_BYTES = 1024 * 1024
 MAX_CONTEXT = 1 << 24
 MAX_CHUNK = 4096
+# What calibration.text says for text that the model writes.
+GENERATED = "generated"
 
 Precision = Literal["paper", "fp32"]
 

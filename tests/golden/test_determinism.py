@@ -17,7 +17,8 @@ from pocketvlm.toolchain.cli import main
 
 from .tiny_bluelm_v import TinyBlueLMV
 
-METHODS = ("gptq", "rtn")
+# Method, and the text that it is calibrated on.
+METHODS = {"gptq": None, "rtn": None, "distill": "generated"}
 # Numbers must not depend on Python's hash seed; how many threads torch sums with may change their last digits.
 EXPORT_ALL = """
 import json, sys, torch
@@ -35,10 +36,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TinyBlueLMV().save(folder / "first/tiny", [(1, 1), (2, 1), (2, 2)])
     shutil.copytree(folder / "first/tiny", folder / "second/tiny")
     runs = []
-    for method in METHODS:
+    for method, text in METHODS.items():
         recipe = folder / f"{method}.yaml"
         thresholds = {"stage_cosine": -1, "logits_kl": 50, "top1": 0}
-        content = {"decoder_weights": {"method": method}, "calibration": {"tokens": 512}, "thresholds": thresholds}
+        content = {
+            "decoder_weights": {"method": method},
+            "calibration": {"tokens": 512, "text": text},
+            "thresholds": thresholds,
+        }
         recipe.write_text(json.dumps(content))
         runs.append([str(folder / "second/tiny"), "-o", str(folder / f"second/{method}"), "-c", str(recipe)])
     program = [sys.executable, "-c", EXPORT_ALL, str(torch.get_num_threads()), json.dumps(runs)]

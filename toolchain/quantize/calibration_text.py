@@ -8,9 +8,8 @@ from pathlib import Path
 
 from pocketvlm.errors import RecipeError
 from pocketvlm.runtime.tokenizer import Tokenizer
+from pocketvlm.toolchain.recipe import GENERATED
 
-# What a recipe's calibration.text says for text that the model writes.
-GENERATED = "generated"
 MAX_TEXT_BYTES = 64 * 1024 * 1024
 # Tokens of a sequence of calibration text.
 TEXT_LENGTH = 512

@@ -134,6 +134,8 @@ def tune(
     norms = {name: _Adam(weights(name).clone()) for name in _norms(spec)}
     norm_rates = {name: rates.norms * float(norm.value.abs().mean()) for name, norm in norms.items()}
     data = windows(sequences)
+    if not data:
+        raise ValueError("no calibration data")
     wanted: dict[int, Tensor] = {}
     order = _endless_order(len(data))
     for step in range(rates.steps):
