@@ -136,9 +136,22 @@ def test_a_bad_calibration_image(call: Call, pristine: Path, tmp_path: Path) -> 
     (tmp_path / "text.png").write_text("hello")
     path = recipe_with(tmp_path, calibration={"images": ["text.png"]})
     call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, r"text\.png is not an image")
-    (tmp_path / "short.txt").write_text("a b c")
-    path = recipe_with(tmp_path, calibration={"text": "short.txt"})
-    call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, r"short\.txt' is too short")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"", r"words\.txt' is empty"),
+        (b"a b c", r"words\.txt' is too short: 5 characters"),
+        (bytes(range(256)) * 20, r"words\.txt' is not UTF-8 text"),
+        (b"\x00\x01\x02 " * 1000, r"words\.txt' is binary"),
+    ],
+)
+def test_a_bad_calibration_text(content: bytes, pattern: str, call: Call, pristine: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(content)
+    path = recipe_with(tmp_path, calibration={"text": "words.txt"})
+    call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, pattern)
     assert not (tmp_path / "bundle").exists()
 
 
