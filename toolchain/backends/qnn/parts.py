@@ -20,7 +20,7 @@ _ROWS = 32
 
 
 def cut(layers: int, most: int) -> list[tuple[int, int]]:
-    """Layers [first, last) of each part, as even as possible. 27 layers in parts of at most 8: 7, 7, 7, 6."""
+    """Layers [first, last) of each part, as even as possible. 27 layers in parts of at most 8: 7, 7, 6, 7."""
     count = max(1, -(-layers // most))
     bounds = [round(number * layers / count) for number in range(count + 1)]
     return list(itertools.pairwise(bounds))
