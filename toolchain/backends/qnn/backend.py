@@ -98,6 +98,8 @@ class Qnn:
         memory = int(recipe.qnn.memory_gb * 1e9)
         compiler = Compiler(self._soc, job.work / "compiled", memory, recipe.qnn.vtcm_mb)
         binaries: dict[str, Compiled] = {}
+        shared = recipe.qnn.weight_sharing
+        job.progress.stage(f"compile for {self._soc.name}", sum(1 if shared else len(part.graphs) for part in graphs.parts))
         for part in graphs.parts:
             checked |= {graph.stage: graph.spec for graph in part.graphs}
             stages |= self._compile(job, compiler, part, binaries)
@@ -170,7 +172,6 @@ class Qnn:
             groups = {graph.stage: (graph,) for graph in part.graphs}
         stages = {}
         for name, graphs in groups.items():
-            job.progress.note(f"compiling {name} for {self._soc.name}")
             made = binaries[name] = compiler.compile(name, [graph.path for graph in graphs], [part.data])
             binary = f"{name}.bin"
             place(made.binary, job.folder / binary)

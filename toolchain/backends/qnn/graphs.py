@@ -82,9 +82,9 @@ def _vision(job: LowerJob, folder: Path) -> list[Part]:
     spec, weights, batch = job.spec, job.weights, job.recipe.qnn.vision_batch
     ranges: dict[str, Range] | None = None
     if job.recipe.qnn.vision_activations == "int16":
-        job.progress.note("ranges of the vision stages")
+        job.progress.stage("ranges of the vision stages", max(1, spec.vision.blocks))
         patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
-        ranges = calibrate.vision_ranges(spec, weights, patches, lambda count: None)
+        ranges = calibrate.vision_ranges(spec, weights, patches, job.progress.advance)
     bounds = parts.cut(spec.vision.blocks, job.recipe.qnn.layers_per_part)
     made = []
     for number, (first, last) in enumerate(bounds):
@@ -103,12 +103,12 @@ def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) 
     spec, capacity = job.spec, job.capacity
     quantized = job.decoder(_scheme(job.recipe))
     weights, int4 = quantized.weights, quantized.blocks
-    job.progress.note("ranges of the decoder")
+    job.progress.stage("ranges of the decoder", spec.decoder.layers)
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
     sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
     ranges = calibrate.decoder_ranges(
         spec, weights, int4, sequences, _run_positions(prefill_positions), length=chunk, capacity=capacity,
-        attention=job.recipe.qnn.attention, advance=lambda count: None,
+        attention=job.recipe.qnn.attention, advance=job.progress.advance,
     )  # fmt: skip
     bounds = parts.cut(spec.decoder.layers, job.recipe.qnn.layers_per_part)
     made = []
