@@ -5,7 +5,8 @@
 
 Exports once for all SoCs and prints a Markdown table, also written to OUTPUT.md.
 
-- "Lands": the compiler took every operator, with the CPU forbidden. An operator that does not land ends the export.
+- "Lands": nothing is left of the graphs but what was compiled. (An operator that does not land ends the export, with its
+  name.)
 - "Cosine": Qualcomm's emulation of the NPU against the same graph on ONNX Runtime's CPU, on real inputs; the worse of
   activations and cache.
 - "Estimate": the compiler's simulated time of one run on an automotive chip of the nearest architecture. It ranks designs and
@@ -19,6 +20,8 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import onnx
 
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.runtime.bundle import Bundle
@@ -59,6 +62,7 @@ def rows_of(path: Path, socs: list[str], memory: int) -> list[list[str]]:
     bundle = Bundle.open(path)
     report = json.loads(bundle.path("report.json").read_text())["variants"]
     proxy = next(variant for variant in bundle.manifest.variants if variant.name == "qnn-cpu")
+    compiled = {variant.target: variant.stages for variant in bundle.manifest.variants}
     known: dict[tuple[str, int], Simulated] = {}
     rows = []
     for part in report[f"qnn-{socs[0]}"]["parts"]:
@@ -77,8 +81,16 @@ def rows_of(path: Path, socs: list[str], memory: int) -> list[list[str]]:
             cosine = ", ".join(f"{value:.6f}" for value in found["cosines"].values()) or "not emulated"
             size, seconds = f"{found['bytes'] / 1e6:.1f}", f"{found['compile_seconds']:.1f}"
             gigabytes = f"{found['compiler_bytes'] / 1e9:.2f}"
-            rows.append([part, ", ".join(graphs), soc, "yes", cosine, size, seconds, gigabytes, ", ".join(times)])
+            files = [bundle.directory / compiled[f"qnn:{soc}"][graph].file for graph in graphs]
+            lands = "yes" if all(map(landed, files)) else "no"
+            rows.append([part, ", ".join(graphs), soc, lands, cosine, size, seconds, gigabytes, ", ".join(times)])
     return rows
+
+
+def landed(path: Path) -> bool:
+    """Whether the graph consists of compiled parts alone."""
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return bool(nodes) and all(node.op_type == "EPContext" for node in nodes)
 
 
 def graphs_of(part: str, stages: list[str]) -> list[str]:
