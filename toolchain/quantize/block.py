@@ -99,7 +99,10 @@ def round_to_nearest(weight: Tensor, bits: int, block_size: int, *, symmetric: b
 
 
 def block_ranges(blocks: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point [...] of blocks [..., block_size]; an all-zero block gets scale 1."""
+    """Scale and zero point [..., blocks] of blocks [..., blocks, block_size].
+
+    Any scale fits an all-zero block; it gets the least one of its row, because LPBQ's scales are fractions of the largest.
+    """
     top = 2**bits - 1
     if symmetric:
         middle = 2 ** (bits - 1)
@@ -109,7 +112,9 @@ def block_ranges(blocks: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor,
         low, high = blocks.amin(-1).clamp_max(0), blocks.amax(-1).clamp_min(0)
         scale = (high - low) / top
         zero = (-low / scale.clamp_min(1e-30)).round().clamp(0, top)
-    return torch.where(scale > 1e-30, scale, torch.ones_like(scale)), zero
+    used = scale > 1e-30
+    least = torch.where(used, scale, torch.inf).amin(-1, keepdim=True)
+    return torch.where(used, scale, torch.where(least.isfinite(), least, 1.0)), zero
 
 
 def encode(values: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
