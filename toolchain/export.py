@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pocketvlm import __version__
@@ -36,6 +37,7 @@ from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.estimate import Estimate, estimate
+from pocketvlm.toolchain.kept import Kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.prompts import derive_prompt
@@ -129,23 +131,12 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
         spec = prepared.spec
         data, scales = _calibrate(prepared, recipe, progress)
         model = EagerModel(spec, prepared.weights)
-        lowered = _lower(prepared, recipe, writer, data, scales, model, progress)
+        lowered = _lower(prepared, recipe, writer, data, scales, model, checkpoint.weights_sha256, progress)
         variants = _variants(lowered)
-        progress.stage("verify", len(variants))
-        quality = {}
         newline = model.newline()
         if newline is not None:
             writer.write(spec.image_tokens.newline, newline.numpy().astype("<f4").tobytes())
-        for item in lowered:
-            root = writer.path("placeholder").parent
-            task = _task(prepared, data.pictures)
-            found = measure(model, item.checked, root, data.judged, data.held_out, STEPS, task)
-            found = replace(found, parts=item.prove(root, data.judged[0]))
-            check_thresholds(found, recipe.thresholds)
-            quality[item.variant.name] = found
-            if item.proxy is not None:
-                quality[item.proxy.name] = replace(found, parts={})
-            progress.advance(1)
+        quality = _verify(prepared, recipe, writer.directory, data, model, lowered, progress)
         report = {"thresholds": to_json(recipe.thresholds), "variants": {n: q.to_json() for n, q in quality.items()}}
         writer.write(REPORT_NAME, json.dumps(report, indent=1) + "\n")
         manifest = Manifest(
@@ -166,6 +157,28 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     return Report(output, committed, quality)
 
 
+def _verify(
+    prepared: Prepared, recipe: ExportRecipe, root: Path, data: CalibrationData, model: EagerModel, lowered: list[Lowered],
+    progress: Progress,
+) -> dict[str, QualityReport]:  # fmt: skip
+    """Hold everything that was lowered against the thresholds, then finish it; quality by variant name."""
+    measured: list[tuple[VariantSpec, QualityReport]] = []
+    progress.stage("verify", len(lowered))
+    for item in lowered:
+        if all(item.checked != checked for checked, _ in measured):
+            task = _task(prepared, data.pictures)
+            measured.append((item.checked, measure(model, item.checked, root, data.judged, data.held_out, STEPS, task)))
+            check_thresholds(measured[-1][1], recipe.thresholds)
+        progress.advance(1)
+    quality = {}
+    for item in lowered:
+        found = next(quality for checked, quality in measured if checked == item.checked)
+        quality[item.variant.name] = replace(found, parts=item.finish(root, data.judged[0]))
+        if item.proxy is not None:
+            quality[item.proxy.name] = found
+    return quality
+
+
 def work_path(output: Path) -> Path:
     """Where an export keeps what the next one can take up if this one is interrupted."""
     return output.resolve().with_name(f".{output.resolve().name}.work")
@@ -173,14 +186,18 @@ def work_path(output: Path) -> Path:
 
 def _lower(
     prepared: Prepared, recipe: ExportRecipe, writer: BundleWriter, data: CalibrationData, scales: KvScales | None,
-    model: EagerModel, progress: Progress,
+    model: EagerModel, weights_sha256: str, progress: Progress,
 ) -> list[Lowered]:  # fmt: skip
     """Lower for every target, first for those that others build on; the result is in the recipe's order."""
-    shared: dict[str, Any] = {}
+    made: dict[Callable[..., object], object] = {}
     done: dict[str, Lowered] = {}
     backends = {target: BACKENDS.load(target)(target) for target in recipe.targets}
     progress.stage("lower", 4 * len(backends))
-    decoder = _decoder(prepared, recipe, data, progress)
+    kept = Kept(
+        work_path(writer.output) / "kept",
+        (__version__, weights_sha256, recipe.precision, torch.__version__, torch.get_num_threads()),
+    )
+    decoder = _decoder(prepared, recipe, data, kept, progress)
     for target in sorted(backends, key=lambda name: backends[name].builds_on_others):
         prefix = target.replace(":", "-")
         job = LowerJob(
@@ -191,7 +208,9 @@ def _lower(
             prefix=prefix,
             folders=writer.folder,
             work=work_path(writer.output),
-            shared=shared,
+            kept=kept,
+            others={name: item.variant for name, item in done.items()},
+            made=made,
             capacity=capacity_of(backends[target], prepared.spec, recipe),
             kv_scales=scales,
             decoder=decoder,
@@ -353,7 +372,9 @@ def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> 
     return data, scales
 
 
-def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, progress: Progress) -> DecoderQuantizer:
+def _decoder(
+    prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, kept: Kept, progress: Progress
+) -> DecoderQuantizer:
     def begin(name: str, steps: int) -> Callable[[int], None]:
         progress.stage(name, steps)
         return progress.advance
@@ -361,7 +382,7 @@ def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, pr
     sequences = [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences]
     method = prepared.estimate.method
     resume = partial(progress.stage, "lower", 4 * len(recipe.targets))
-    return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, resume)
+    return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, kept, resume)
 
 
 def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe, progress: Progress) -> CalibrationData:

@@ -24,7 +24,7 @@ from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import StageSpec, manifest_hash
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import parts
-from pocketvlm.toolchain.backends.qnn.compiler import Compiler, provider_options, run_worker
+from pocketvlm.toolchain.backends.qnn.compiler import Compiler, compile_options, run_worker
 from pocketvlm.toolchain.backends.qnn.emulation import agreement
 from pocketvlm.toolchain.backends.qnn.float_graph import float_run
 from pocketvlm.toolchain.backends.qnn.graphs import Graph
@@ -69,7 +69,7 @@ def positions(prepared: Prepared, past: int, length: int, capacity: int = CAPACI
         table[past : past + length].numpy()[None, :, None] for table in rotary_table(decoder.rope, decoder.head_dim, 256)
     )
     mask = np.zeros((1, 1, 1, capacity + length), np.float32)
-    mask[..., past:capacity] = -100
+    mask[..., past:capacity] = -10_000
     return {"cos": np.concatenate([cos, cos], 3), "sin": np.concatenate([-sin, sin], 3), "mask": mask}
 
 
@@ -299,6 +299,8 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
     TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
     base = load_recipe(recipe_file)
     recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, emulate="none"), max_seq_len=256)
+    recipe = replace(recipe, decoder_weights=replace(base.decoder_weights, method="distill"))
+    export(tmp_path / "checkpoint", tmp_path / "expected" / "bundle", recipe)
     calls: list[str] = []
 
     def interrupted(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) -> tuple[dict[str, Any], int]:
@@ -312,9 +314,15 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
         export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
     assert not (tmp_path / "bundle").exists()
     assert work_path(tmp_path / "bundle").is_dir()
+    for work in ("quantize.gptq.quantize_decoder", "quantize.distill.tune", "backends.qnn.calibrate.vision_ranges",
+                 "backends.qnn.calibrate.decoder_ranges"):  # fmt: skip
+        monkeypatch.setattr(f"pocketvlm.toolchain.{work}", lambda *args, **named: pytest.fail("done twice"))
     export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
     assert calls == ["vision_encoder", "connector", "decoder", "decoder", "lm_head"]
-    assert [path.name for path in tmp_path.iterdir() if path.name != "checkpoint"] == ["bundle"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "expected", "bundle"}
+    expected, found = (Bundle.open(folder / "bundle").manifest.files for folder in (tmp_path / "expected", tmp_path))
+    # The report tells how long the compiler took.
+    assert [file for file in found if file.path != "report.json"] == [file for file in expected if file.path != "report.json"]
     # The CPU's stages, which no other variant of this bundle has, lie in a folder of their own.
     assert {path.name for path in (tmp_path / "bundle").iterdir() if path.is_dir()} == {"cpu", "qnn", "qnn-SM8750"}
 
@@ -355,6 +363,21 @@ def test_without_the_package_the_way_to_it_is_told(
         export(tmp_path / "checkpoint", tmp_path / "out", ExportRecipe(targets=("qnn:SM8750",), precision="fp32"))
 
 
+def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
+    base = load_recipe(recipe_file)
+    recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, layers_per_part=2), max_seq_len=256)
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.graphs.SMALL_PRODUCTS", 100_000)
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    parts = json.loads(bundle.path("report.json").read_text())["variants"]["qnn-SM8750"]["parts"]
+    emulated = {stage: cosine for part in parts.values() for stage, cosine in part["cosines"].items()}
+    assert emulated.keys() >= {"vision_encoder.1, first layer", "prefill.1, first layer"}
+    assert not emulated.keys() & {"vision_encoder.0", "vision_encoder.1", "prefill.0", "prefill.1"}
+    assert min(emulated.values()) >= 0.9999
+
+
 def linear_and(op: str) -> StaticGraph:
     graph = StaticGraph("small")
     x = graph.input("x", (1, 8, 32))
@@ -370,9 +393,13 @@ def written(folder: Path, graph: StaticGraph) -> Graph:
     return Graph("small", path, StageSpec(str(path), inputs, outputs), graph.products())
 
 
+def compiler_for(soc: str, store: Path, memory_bytes: int = 4 << 30) -> Compiler:
+    return Compiler(compile_options(SOCS[soc], None), store, memory_bytes)
+
+
 def test_an_operator_that_does_not_land_is_named(tmp_path: Path) -> None:
     graph = written(tmp_path, linear_and("Mish"))
-    compiler = Compiler(SOCS["SM8750"], tmp_path / "store", 4 << 30)
+    compiler = compiler_for("SM8750", tmp_path / "store")
     with pytest.raises(GateError, match=r"small: Mish 'y' cannot run on the NPU"):
         compiler.compile("small", [graph.path], [tmp_path / "small.data"])
     assert not list((tmp_path / "store").glob("*[!l]/compiled.json"))
@@ -380,14 +407,14 @@ def test_an_operator_that_does_not_land_is_named(tmp_path: Path) -> None:
 
 def test_what_was_compiled_is_taken_again_unless_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = written(tmp_path, linear_and("Sigmoid"))
-    compiler = Compiler(SOCS["SM8750"], tmp_path / "store", 4 << 30)
+    compiler = compiler_for("SM8750", tmp_path / "store")
     first = compiler.compile("small", [graph.path], [tmp_path / "small.data"])
     context = onnx.load(str(first.contexts[0]), load_external_data=False)
     assert [node.op_type for node in context.graph.node] == ["EPContext"]
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", lambda *args: pytest.fail("compiled twice"))
     assert compiler.compile("small", [graph.path], [tmp_path / "small.data"]) == first
     with pytest.raises(pytest.fail.Exception, match="compiled twice"):
-        Compiler(SOCS["SM8550"], tmp_path / "store", 4 << 30).compile("small", [graph.path], [tmp_path / "small.data"])
+        compiler_for("SM8550", tmp_path / "store").compile("small", [graph.path], [tmp_path / "small.data"])
     first.binary.write_bytes(first.binary.read_bytes()[:-1])
     with pytest.raises(pytest.fail.Exception, match="compiled twice"):
         compiler.compile("small", [graph.path], [tmp_path / "small.data"])
@@ -398,7 +425,7 @@ def test_equal_graphs_give_equal_binaries_wherever_they_lie(tmp_path: Path) -> N
     for folder in (tmp_path / "here", tmp_path / "elsewhere"):
         folder.mkdir()
         graph = written(folder, linear_and("Sigmoid"))
-        made = Compiler(SOCS["SM8650"], folder / "store", 4 << 30).compile("small", [graph.path], [folder / "small.data"])
+        made = compiler_for("SM8650", folder / "store").compile("small", [graph.path], [folder / "small.data"])
         found.append([path.read_bytes() for path in (made.binary, *made.contexts)])
     assert found[0] == found[1]
 
@@ -406,7 +433,7 @@ def test_equal_graphs_give_equal_binaries_wherever_they_lie(tmp_path: Path) -> N
 def test_the_compiler_is_stopped_at_its_bound_of_memory(tmp_path: Path) -> None:
     graph = written(tmp_path, linear_and("Sigmoid"))
     with pytest.raises(EnvironmentFault, match=r"takes more than the 0\.0 GB"):
-        Compiler(SOCS["SM8750"], tmp_path / "store", 1 << 20).compile("small", [graph.path], [tmp_path / "small.data"])
+        compiler_for("SM8750", tmp_path / "store", 1 << 20).compile("small", [graph.path], [tmp_path / "small.data"])
 
 
 def test_the_emulation_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
@@ -415,7 +442,7 @@ def test_the_emulation_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=x)
     job = {
         "work": "emulate", "graph": str(graph.path), "inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "out.npz"),
-        "options": provider_options(SOCS["SM8750"], None),
+        "options": compile_options(SOCS["SM8750"], None),
     }  # fmt: skip
     run_worker(tmp_path, job, "small", 4 << 30)
     with np.load(tmp_path / "out.npz") as arrays:

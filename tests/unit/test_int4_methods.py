@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.decoders import llama
+from pocketvlm.toolchain.kept import Kept
 from pocketvlm.toolchain.quantize import distill, lpbq
 from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer, Method, QuantizedDecoder, quantize
@@ -106,7 +109,7 @@ def test_no_steps_change_nothing() -> None:
     np.testing.assert_array_equal(tuned.blocks["decoder.layers.0.q"].scales, start["decoder.layers.0.q"].scales)
 
 
-def test_a_scheme_is_worked_out_once_and_only_when_asked_for() -> None:
+def test_a_scheme_is_worked_out_once_and_only_when_asked_for(tmp_path: Path) -> None:
     weights, sequences = tiny()
     begun: list[str] = []
     resumed: list[int] = []
@@ -115,12 +118,27 @@ def test_a_scheme_is_worked_out_once_and_only_when_asked_for() -> None:
         begun.append(name)
         return lambda count: None
 
-    decoder = DecoderQuantizer(SPEC, weights.__getitem__, "gptq", sequences, note, lambda: resumed.append(1))
+    def quantizer() -> DecoderQuantizer:
+        return DecoderQuantizer(
+            SPEC, weights.__getitem__, "distill", sequences, note, Kept(tmp_path, []), lambda: resumed.append(1)
+        )
+
+    decoder = quantizer()
     assert begun == []
     assert decoder(SCHEMES["block"]) is decoder(WeightScheme())
-    assert (begun, resumed) == (["GPTQ"], [1])
-    decoder(SCHEMES["channel"])
-    assert (begun, resumed) == (["GPTQ", "GPTQ"], [1, 1])
+    assert (begun, resumed) == (["GPTQ", "distillation"], [1])
+    first = decoder(SCHEMES["channel"])
+    assert (begun, resumed) == (["GPTQ", "distillation"] * 2, [1, 1])
+    # The next export takes what this one has kept.
+    again = quantizer()(SCHEMES["channel"])
+    assert len(begun) == 4
+    for name in ("decoder.layers.0.q", "decoder.layers.1.down"):
+        one, other = first.blocks(name), again.blocks(name)
+        np.testing.assert_array_equal(one.dequantize(), other.dequantize())
+        assert (one.bits, one.block_size, one.inputs) == (other.bits, other.block_size, other.inputs)
+    norm = "decoder.layers.0.norm1.weight"
+    assert torch.equal(first.weights(norm), again.weights(norm))
+    assert not torch.equal(first.weights(norm), weights[norm])
 
 
 def dequantize_linear(blocks: BlockWeights, *, per_row: bool) -> np.ndarray:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar, cast
 
 from torch import Tensor
 
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain.kept import Kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
@@ -21,6 +22,8 @@ from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.verify import PartQuality
 from pocketvlm.toolchain.weights import CanonicalWeights
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True, slots=True)
 class LowerJob:
@@ -31,7 +34,9 @@ class LowerJob:
         prefix: path of that folder inside the bundle ("ort-cpu").
         folders: makes other folders of the bundle, by their prefix, for what several variants share.
         work: folder for what a later export may take up where this one was interrupted; made when needed.
-        shared: what the backends of one export leave for each other.
+        kept: results of an export that was interrupted.
+        others: variants of this export's targets that were lowered before, by target.
+        made: what `once` has made.
         capacity: positions of the cache.
         kv_scales: None for a float cache.
         decoder: the decoder quantized in a scheme by the recipe's method; worked out when it is first asked for.
@@ -46,7 +51,9 @@ class LowerJob:
     prefix: str
     folders: Callable[[str], Path]
     work: Path
-    shared: dict[str, Any]
+    kept: Kept
+    others: Mapping[str, VariantSpec]
+    made: dict[Callable[..., object], object]
     capacity: int
     kv_scales: KvScales | None
     decoder: Callable[[WeightScheme], QuantizedDecoder]
@@ -55,23 +62,31 @@ class LowerJob:
     sequences: Sequence[Tensor]
     progress: Progress
 
+    def once(self, make: Callable[[LowerJob], _T]) -> _T:
+        """What `make` gives, which the targets of one export share: it is called for the first of them only."""
+        if make not in self.made:
+            self.made[make] = make(self)
+        return cast(_T, self.made[make])
+
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """What a backend has written.
 
     Attributes:
+        variant: for the bundle. Its files may still be missing until `finish` has been called.
         checked: the same stages in a form that this machine can run, for the export's own measurements; its file names may be
-            absolute.
+            absolute. Targets may share it.
         proxy: a further variant that lets this machine's CPU compute what the target will, if the recipe wants one.
-        prove: what the target can show on this machine beyond that, on a real conversation, given the folder that file names
-            are relative to. It raises GateError.
+        finish: what takes long and is worth it only after `checked` has passed the recipe's thresholds: compiling, and what the
+            target can show on this machine, on a real conversation, given the folder that file names are relative to. It
+            raises GateError.
     """
 
     variant: VariantSpec
     checked: VariantSpec
     proxy: VariantSpec | None = None
-    prove: Callable[[Path, Conversation], dict[str, PartQuality]] = lambda root, sample: {}
+    finish: Callable[[Path, Conversation], dict[str, PartQuality]] = lambda root, sample: {}
 
 
 @dataclass(frozen=True, slots=True)

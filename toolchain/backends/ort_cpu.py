@@ -30,6 +30,7 @@ from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages, write_cache
 from pocketvlm.toolchain.weights import CanonicalWeights
 
+TARGET = "ort-cpu"
 _FLOAT = Scheme("float32")
 _VISION_DATA = "vision.data"
 _LANGUAGE_DATA = "language.data"
@@ -90,7 +91,6 @@ class OrtCpu:
         cache = self._cache(job)
         stages |= self._language(job, cache)
         stages = {name: kernels_of(job.folder, job.prefix, name, stage, cache) for name, stage in stages.items()}
-        job.shared[CPU_STAGES] = {name: stages[name] for name in ("patch_embed", "embed_tokens")}
         variant = VariantSpec(
             name=self._target,
             target=self._target,
@@ -102,7 +102,6 @@ class OrtCpu:
             kv_cache=cache,
             toolchain=versions(),
         )
-        job.shared[WHOLE] = variant
         return Lowered(variant, variant)
 
     def _cache(self, job: LowerJob) -> KvCacheSpec:
@@ -153,25 +152,19 @@ class OrtCpu:
         return _save(job, graph, _LANGUAGE_DATA, inputs, outputs)
 
 
-# What is left in `LowerJob.shared` for targets that build on this one: the stages that stay on the CPU, and the variant.
-CPU_STAGES = "cpu_stages"
-WHOLE = "ort_cpu"
-
-
 def cpu_stages(job: LowerJob) -> dict[str, StageSpec]:
-    """patch_embed and embed_tokens: what stays on the CPU whatever the target. Written once an export.
+    """patch_embed and embed_tokens: what stays on the CPU whatever the target.
 
     They are those of target ort-cpu, if the bundle has it, and lie in a folder of their own otherwise.
     """
-    if CPU_STAGES not in job.shared:
-        own = replace(job, folder=job.folders("cpu"), prefix="cpu")
-        found = _vision(own, ("patch_embed",))
-        body, _, table = _schemes(own)
-        with TensorFile(own.folder / _LANGUAGE_DATA) as tensors:
-            found["embed_tokens"] = _embed_tokens(own, tensors, body, table)
-        job.shared[CPU_STAGES] = found
-    stages: dict[str, StageSpec] = job.shared[CPU_STAGES]
-    return stages
+    if TARGET in job.others:
+        return {name: job.others[TARGET].stages[name] for name in ("patch_embed", "embed_tokens")}
+    own = replace(job, folder=job.folders("cpu"), prefix="cpu")
+    found = _vision(own, ("patch_embed",))
+    body, _, table = _schemes(own)
+    with TensorFile(own.folder / _LANGUAGE_DATA) as tensors:
+        found["embed_tokens"] = _embed_tokens(own, tensors, body, table)
+    return found
 
 
 def _vision(job: LowerJob, wanted: tuple[str, ...] | None = None) -> dict[str, StageSpec]:

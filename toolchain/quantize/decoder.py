@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pocketvlm.toolchain.decoders import DECODERS
+from pocketvlm.toolchain.kept import Kept, digest_of
 from pocketvlm.toolchain.quantize import distill, gptq
 from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.scheme import WeightScheme
@@ -18,6 +21,7 @@ from pocketvlm.toolchain.torch_ops import Weights
 Method = Literal["rtn", "gptq", "distill"]
 # Begins a part of the work with so many steps; what it returns is called with 1 after each.
 Begin = Callable[[str, int], Callable[[int], None]]
+_PARTS = ("codes", "scales", "zeros")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,30 +31,69 @@ class QuantizedDecoder:
     Attributes:
         blocks: canonical prefix of a matrix ("decoder.layers.0.q") -> its block weights.
         weights: all other parameters: those of the checkpoint, or what tuning has put in their place.
+        origin: the method, and the hash of what it saw.
     """
 
     blocks: Callable[[str], BlockWeights]
     weights: Weights
+    origin: str
 
 
 def quantize(
-    spec: DecoderSpec, weights: Weights, method: Method, scheme: WeightScheme, sequences: Sequence[Tensor], begin: Begin
-) -> QuantizedDecoder:
+    spec: DecoderSpec, weights: Weights, method: Method, scheme: WeightScheme, sequences: Sequence[Tensor], begin: Begin,
+    kept: Kept | None = None,
+) -> QuantizedDecoder:  # fmt: skip
     """Quantize the linear layers inside the decoder's layers.
 
     Args:
         weights: the checkpoint's parameters.
         sequences: calibration embeddings, float32 [batch, length, H] each; "rtn" needs none.
+        kept: where the result of each step is looked up and kept.
     """
     if method == "rtn":
-        return QuantizedDecoder(lambda name: scheme.round(weights(f"{name}.weight")), weights)
-    layer = DECODERS.load(spec.kind).layer
-    known = gptq.quantize_decoder(spec, layer, weights, sequences, scheme, begin("GPTQ", spec.layers))
-    if method == "gptq":
-        return QuantizedDecoder(known.__getitem__, weights)
-    rates = distill.Rates()
-    tuned = distill.tune(spec, weights, known, sequences, scheme, rates, begin("distillation", rates.steps))
-    return QuantizedDecoder(tuned.blocks.__getitem__, distill.overlaid(weights, tuned.norms))
+        return QuantizedDecoder(lambda name: scheme.round(weights(f"{name}.weight")), weights, method)
+    seen = digest_of(sequence.numpy() for sequence in sequences)
+    on = [spec, scheme, seen]
+    known = _known(kept, "gptq", on, scheme)
+    if known is None:
+        layer = DECODERS.load(spec.kind).layer
+        blocks = gptq.quantize_decoder(spec, layer, weights, sequences, scheme, begin("GPTQ", spec.layers))
+        known = distill.Tuned(blocks, {})
+        _keep(kept, "gptq", on, known)
+    if method == "distill":
+        start = known.blocks
+        rates = distill.Rates()
+        known = _known(kept, "distilled", [*on, rates], scheme)
+        if known is None:
+            known = distill.tune(spec, weights, start, sequences, scheme, rates, begin("distillation", rates.steps))
+            _keep(kept, "distilled", [*on, rates], known)
+    return QuantizedDecoder(known.blocks.__getitem__, distill.overlaid(weights, known.norms), f"{method} {seen}")
+
+
+def _keep(kept: Kept | None, name: str, on: list[object], result: distill.Tuned) -> None:
+    if kept is None:
+        return
+    arrays = {f"{prefix}/{part}": getattr(found, part) for prefix, found in result.blocks.items() for part in _PARTS}
+    # Sizes cannot be told from the arrays.
+    arrays |= {f"{prefix}/inputs": np.array([found.inputs]) for prefix, found in result.blocks.items()}
+    kept.keep_arrays(name, on, arrays | {f"{norm}/norm": value.numpy() for norm, value in result.norms.items()})
+
+
+def _known(kept: Kept | None, name: str, on: list[object], scheme: WeightScheme) -> distill.Tuned | None:
+    arrays = None if kept is None else kept.arrays(name, on)
+    if arrays is None:
+        return None
+    blocks: dict[str, BlockWeights] = {}
+    norms: dict[str, Tensor] = {}
+    for key, value in arrays.items():
+        prefix, part = key.rsplit("/", 1)
+        if part == "norm":
+            norms[prefix] = torch.from_numpy(value)
+        elif part == "inputs":
+            inputs = int(value[0])
+            codes, scales, zeros = (arrays[f"{prefix}/{part}"] for part in _PARTS)
+            blocks[prefix] = BlockWeights(codes, scales, zeros, scheme.bits, scheme.block_of(inputs), inputs)
+    return distill.Tuned(blocks, norms)
 
 
 class DecoderQuantizer:
@@ -67,14 +110,15 @@ class DecoderQuantizer:
         method: Method,
         sequences: Sequence[Tensor],
         begin: Begin,
+        kept: Kept,
         resume: Callable[[], None],
     ) -> None:
         self._arguments = spec, weights, method
-        self._sequences, self._begin, self._resume = sequences, begin, resume
+        self._sequences, self._begin, self._kept, self._resume = sequences, begin, kept, resume
         self._done: dict[WeightScheme, QuantizedDecoder] = {}
 
     def __call__(self, scheme: WeightScheme) -> QuantizedDecoder:
         if scheme not in self._done:
-            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, self._begin)
+            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, self._begin, self._kept)
             self._resume()
         return self._done[scheme]

@@ -13,11 +13,18 @@ from numpy.typing import NDArray
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.float_graph import FloatRun, float_run
 from pocketvlm.toolchain.backends.qnn.static_graph import Range
-from pocketvlm.toolchain.backends.qnn.static_ops import Attention, Int4, Weights
+from pocketvlm.toolchain.backends.qnn.static_ops import MASKED_SCORES, SCORES, Attention, Int4, Weights
 from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
 
 Array = NDArray[np.float32]
 Positions = Callable[[int], Mapping[str, Array]]
+
+# A masked score is so far below the least score that all columns of a cache together get no weight that 16 bits can show.
+_BELOW = 20.0
+# Answers may be surer than anything in the calibration data; logits that are clipped would be equal.
+_ROOM_FOR_LOGITS = 1.25
+# Positions of each sequence that go through the output projection.
+_ROWS = 64
 
 
 def vision_ranges(
@@ -78,10 +85,27 @@ def decoder_ranges(
         advance(1)
     with float_run(parts.output_projection(spec, weights)) as run:
         for state in states:
-            for row in range(0, state.shape[1], max(1, state.shape[1] // 16)):
+            for row in range(0, state.shape[1], max(1, state.shape[1] // _ROWS)):
                 run.run({"hidden": state[:, row : row + 1]})
         found |= run.ranges
+    low, high = found["logits"]
+    found["logits"] = (low, high * _ROOM_FOR_LOGITS)
     return found
+
+
+def mask_scores(ranges: dict[str, Range]) -> float:
+    """What must be added to a score that is not to count; sets the ranges of masked scores in `ranges`.
+
+    Quantized scores end at their ranges, so no score can be further below another than its layer's range is wide. The range
+    behind the mask ends `_BELOW` under the least score, where all that is masked saturates: however low the mask, it takes
+    none of the scores' 16 bits.
+    """
+    widest = 0.0
+    for name in [name for name in ranges if name.endswith(f"/{SCORES}")]:
+        low, high = ranges[name]
+        widest = max(widest, high - low)
+        ranges[f"{name.removesuffix(SCORES)}{MASKED_SCORES}"] = (low - _BELOW, high)
+    return -(widest + _BELOW)
 
 
 def _through(

@@ -7,6 +7,7 @@ were finished; one whose weights have changed does not.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 
 from pocketvlm.errors import EnvironmentFault, GateError
-from pocketvlm.runtime.engines.qnn_provider import qairt_version
+from pocketvlm.runtime.engines.qnn_provider import PACKAGE
 from pocketvlm.toolchain.backends.qnn.socs import Soc
 
 _RESULT = "compiled.json"
@@ -33,7 +34,7 @@ _OPTIMIZATION = "3"
 _UNSUPPORTED = re.compile(r"\{ name: ([^,{}]+), type: ([^,{}]+) \}")
 _WORKER = "pocketvlm.toolchain.backends.qnn.compile_worker"
 # Raised when this module or what it asks of the compiler changes: older results are then no longer taken.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +59,22 @@ def provider_options(soc: Soc, vtcm_mb: int | None) -> dict[str, str]:
     return {"soc_model": str(soc.model), "htp_arch": str(soc.architecture), "vtcm_mb": str(vtcm_mb or soc.vtcm_mb)}
 
 
+def compile_options(soc: Soc, vtcm_mb: int | None) -> dict[str, str]:
+    """What the compiler is told, also when it compiles for the emulation."""
+    return {**provider_options(soc, vtcm_mb), "htp_graph_finalization_optimization_mode": _OPTIMIZATION}
+
+
 class Compiler:
     """Compiles for one chip.
 
     Args:
+        options: of `compile_options`.
         store: folder of finished parts; made when needed.
         memory_bytes: the compiler is stopped when it takes more.
-        vtcm_mb: on-chip memory to use; None takes what the chip has.
     """
 
-    def __init__(self, soc: Soc, store: Path, memory_bytes: int, vtcm_mb: int | None = None) -> None:
-        self._store, self._memory = store, memory_bytes
-        self._options = {**provider_options(soc, vtcm_mb), "htp_graph_finalization_optimization_mode": _OPTIMIZATION}
+    def __init__(self, options: dict[str, str], store: Path, memory_bytes: int) -> None:
+        self._options, self._store, self._memory = options, store, memory_bytes
 
     def compile(self, name: str, graphs: Sequence[Path], data: Sequence[Path]) -> Compiled:
         """Compile the graphs of one part, or take what an earlier export has compiled.
@@ -108,7 +113,7 @@ class Compiler:
         made = {
             "contexts": [context.name for context in contexts],
             "binary": binaries[0].name,
-            "bytes": binaries[0].stat().st_size,
+            "sha256": _sha256(binaries[0]),
             "seconds": result["seconds"],
             "peak_bytes": peak,
         }
@@ -121,11 +126,16 @@ class Compiler:
 
     def _key(self, graphs: Sequence[Path], data: Sequence[Path]) -> str:
         digest = hashlib.sha256()
-        digest.update(json.dumps([_FORMAT, qairt_version(), self._options]).encode())
+        versions = [importlib.metadata.version(package) for package in ("onnxruntime", PACKAGE)]
+        digest.update(json.dumps([_FORMAT, *versions, self._options]).encode())
         for path in (*graphs, *data):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(_sha256(path).encode())
         return digest.hexdigest()[:32]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def place(source: Path, target: Path) -> None:
@@ -143,7 +153,7 @@ def _finished(folder: Path) -> Compiled | None:
         made = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
         contexts = tuple(folder / name for name in made["contexts"])
         binary = folder / made["binary"]
-        if binary.stat().st_size != made["bytes"] or not all(context.is_file() for context in contexts):
+        if _sha256(binary) != made["sha256"] or not all(context.is_file() for context in contexts):
             return None
         return Compiled(contexts, binary, made["seconds"], made["peak_bytes"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -7,7 +7,7 @@ microseconds. Inputs are those of a real conversation, as the graphs before have
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,85 +15,97 @@ from numpy.typing import NDArray
 
 from pocketvlm.errors import GateError
 from pocketvlm.runtime.decoder import Decoder
+from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.protocol import Array, BoundRun, EngineSession
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.qnn.compiler import run_worker
-from pocketvlm.toolchain.backends.qnn.graphs import Graph, Part
+from pocketvlm.toolchain.backends.qnn.graphs import Graph
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
 AGREEMENT = 0.9999
-# About a minute of emulation.
-_SMALL_PRODUCTS = 4e9
+_CPU_OPTIONS = {"graph_optimization": "disabled"}
+
+Arrays = dict[str, Array]
 
 
-def wanted_graphs(parts: Iterable[Part], wish: str) -> list[Graph]:
-    """The graphs that the recipe wants to see emulated."""
-    graphs = [graph for part in parts for graph in part.graphs]
-    return [graph for graph in graphs if wish == "all" or (wish == "small" and graph.products <= _SMALL_PRODUCTS)]
+class Recordings:
+    """Inputs and outputs of graphs on the CPU in a real conversation; those of one export serve all SoCs."""
+
+    def __init__(self, job: LowerJob) -> None:
+        self._found: dict[str, tuple[Arrays, Arrays]] | None = None
+
+    def of(self, on_cpu: VariantSpec, root: Path, sample: Conversation, wanted: set[str]) -> dict[str, tuple[Arrays, Arrays]]:
+        """By stage; the arguments are those of the first call."""
+        if self._found is None:
+            self._found = record(on_cpu, root, sample, wanted)
+        return self._found
 
 
 class Emulation:
-    """Compares graphs on the emulation with graphs on the CPU.
+    """Compares graphs on the emulation with the same graphs on the CPU.
 
     Args:
         folder: for what goes between the processes; it is removed afterwards.
-        options: the provider's options that the graphs were compiled with.
+        options: those that the compiler was given.
         memory_bytes: the process that emulates is stopped when it takes more.
     """
 
-    def __init__(self, folder: Path, options: dict[str, str], memory_bytes: int) -> None:
-        self._folder, self._options, self._memory = folder, options, memory_bytes
+    def __init__(self, folder: Path, options: dict[str, str], memory_bytes: int, progress: Progress) -> None:
+        self._folder, self._options, self._memory, self._progress = folder, options, memory_bytes, progress
 
-    def check(
-        self, on_cpu: VariantSpec, root: Path, sample: Conversation, graphs: list[Graph], progress: Progress
-    ) -> dict[str, float]:
-        """Agreement by graph.
+    def check(self, graph: Graph, recorded: tuple[Arrays, Arrays], compiled: Path | None) -> tuple[str, float]:
+        """What was emulated, and how far both agree: the whole graph, or its first layer if that was written.
+
+        Args:
+            recorded: the graph's inputs, and its outputs on the CPU.
+            compiled: the graph's context model, where the emulation can run it; otherwise the graph is compiled once more.
 
         Raises:
-            GateError: one is below AGREEMENT.
+            GateError: the agreement is below AGREEMENT.
             EnvironmentFault: the emulation failed.
         """
-        if not graphs:
-            return {}
-        recorded = record(on_cpu, root, sample, {graph.stage for graph in graphs})
-        found = {}
-        for graph in graphs:
-            progress.note(f"emulating {graph.stage}")
-            inputs, outputs = recorded[graph.stage]
-            got = self._emulate(graph, inputs)
-            found[graph.stage] = agreement(got, outputs)
-            progress.note(f"{graph.stage}: cosine {found[graph.stage]:.6f} between the emulated NPU and the CPU")
-            if not found[graph.stage] >= AGREEMENT:
-                raise GateError(
-                    f"{graph.stage}: the emulated NPU gives other numbers than the same graph on the CPU "
-                    f"(cosine {found[graph.stage]:.5f} < {AGREEMENT})",
-                    "the compiler has changed what the graph computes; report it with the model's config.json",
-                )
-        shutil.rmtree(self._folder, ignore_errors=True)
-        return found
+        inputs, outputs = recorded
+        what, path = graph.stage, compiled or graph.path
+        if graph.first_layer is not None:
+            what, path = f"{graph.stage}, first layer", graph.first_layer.path
+            inputs = {tensor.name: inputs[tensor.name] for tensor in graph.first_layer.spec.inputs}
+            session = load_engine("onnxruntime").open(path, _CPU_OPTIONS, None)
+            outputs = session.run(inputs)
+            session.close()
+        self._progress.note(f"emulating {what}")
+        found = agreement(self._emulate(path, what, inputs), outputs)
+        self._progress.note(f"{what}: cosine {found:.6f} between the emulated NPU and the CPU")
+        if not found >= AGREEMENT:
+            raise GateError(
+                f"{what}: the emulated NPU gives other numbers than the same graph on the CPU "
+                f"(cosine {found:.5f} < {AGREEMENT})",
+                "the compiler has changed what the graph computes; report it with the model's config.json",
+            )
+        return what, found
 
-    def _emulate(self, graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def _emulate(self, path: Path, what: str, inputs: Mapping[str, Array]) -> Arrays:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         source, target = self._folder / "inputs.npz", self._folder / "outputs.npz"
         np.savez(source, allow_pickle=False, **inputs)
         job = {
             "work": "emulate",
-            "graph": str(graph.path.absolute()),
+            "graph": str(path.absolute()),
             "inputs": str(source.absolute()),
             "outputs": str(target.absolute()),
             "options": self._options,
         }
-        run_worker(self._folder, job, graph.stage, self._memory)
+        run_worker(self._folder, job, what, self._memory)
         with np.load(target, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+        shutil.rmtree(self._folder)
+        return found
 
 
-def record(
-    variant: VariantSpec, root: Path, sample: Conversation, wanted: set[str]
-) -> dict[str, tuple[dict[str, Array], dict[str, Array]]]:
+def record(variant: VariantSpec, root: Path, sample: Conversation, wanted: set[str]) -> dict[str, tuple[Arrays, Arrays]]:
     """Inputs and outputs of graphs in the last call of each, while a conversation goes through all stages."""
     with open_stages(variant, root) as stages:
         recorders = {name: _Recorder(session, name in wanted) for name, session in stages.sessions.items()}
@@ -115,8 +127,8 @@ class _Recorder:
 
     def __init__(self, session: EngineSession, keeps: bool) -> None:
         self._session, self._keeps = session, keeps
-        self.inputs: dict[str, Array] = {}
-        self.outputs: dict[str, Array] = {}
+        self.inputs: Arrays = {}
+        self.outputs: Arrays = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         outputs = self._session.run(inputs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +19,19 @@ from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
 from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
-from pocketvlm.toolchain.backends.qnn.static_ops import Int4, Weights
+from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Int4, Weights
+from pocketvlm.toolchain.kept import digest_of
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.quantize.scheme import Granularity, WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.spec import DecoderSpec
 
 # Sequences of plain text that the decoder's ranges are taken from, beside the conversations.
 _TEXTS = 4
+# About a minute of emulation.
+SMALL_PRODUCTS = 4e9
+
+Record = Callable[[int, int], StaticGraph]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,19 @@ class Graph:
         path: the model.
         spec: its tensors; the file is not yet that of a bundle.
         products: multiplications of one run.
+        first_layer: its first layer by itself, for the emulation, of one among the graphs that are too large as a whole.
     """
 
     stage: str
     path: Path
     spec: StageSpec
     products: int
+    first_layer: Graph | None = None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it can be emulated in about a minute."""
+        return self.products <= SMALL_PRODUCTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +75,13 @@ class Graphs:
     positions: dict[str, Graph]
 
 
-def write_graphs(job: LowerJob, chunk: int) -> Graphs:
-    """Calibrate and write everything that `job.recipe.qnn.stages` names.
+def chunk_of(job: LowerJob) -> int:
+    """Positions of a prefill call."""
+    return min(job.recipe.chunk_size, job.capacity)
 
-    Args:
-        chunk: positions of a prefill call.
-    """
+
+def write_graphs(job: LowerJob) -> Graphs:
+    """Calibrate and write everything that `job.recipe.qnn.stages` names."""
     folder = job.work / "graphs"
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Part] = []
@@ -73,25 +89,32 @@ def write_graphs(job: LowerJob, chunk: int) -> Graphs:
     if "vision" in job.recipe.qnn.stages:
         written += _vision(job, folder)
     if "decoder" in job.recipe.qnn.stages:
-        found = _positions(job, folder, {"prefill": chunk, "decode": 1})
-        written += _decoder(job, folder, chunk, found["prefill_positions"])
+        decoder, found = _decoder(job, folder)
+        written += decoder
     return Graphs(tuple(written), found)
 
 
 def _vision(job: LowerJob, folder: Path) -> list[Part]:
     spec, weights, batch = job.spec, job.weights, job.recipe.qnn.vision_batch
     ranges: dict[str, Range] | None = None
+    masked = MASKED
     if job.recipe.qnn.vision_activations == "int16":
-        job.progress.stage("ranges of the vision stages", max(1, spec.vision.blocks))
         patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
-        ranges = calibrate.vision_ranges(spec, weights, patches, job.progress.advance)
+        on = ["vision", spec.vision, spec.connector, digest_of(patches)]
+        ranges = job.kept.pairs("ranges", on)
+        if ranges is None:
+            job.progress.stage("ranges of the vision stages", max(1, spec.vision.blocks))
+            ranges = calibrate.vision_ranges(spec, weights, patches, job.progress.advance)
+            job.kept.keep_pairs("ranges", on, ranges)
+        masked = calibrate.mask_scores(ranges)
+
+    def record(first: int, last: int) -> StaticGraph:
+        return parts.vision_part(spec, weights, first, last, batch, masked=masked)
+
+    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small")
     bounds = parts.cut(spec.vision.blocks, job.recipe.qnn.layers_per_part)
-    made = []
-    for number, (first, last) in enumerate(bounds):
-        name = f"vision_encoder.{number}" if len(bounds) > 1 else "vision_encoder"
-        made.append(_part(folder, name, {name: parts.vision_part(spec, weights, first, last, batch)}, ranges))
-    made.append(_part(folder, "connector", {"connector": parts.connector(spec, weights, batch)}, ranges))
-    return made
+    made = writer.parts("vision_encoder", {"vision_encoder": record}, bounds)
+    return [*made, writer.part("connector", {"connector": parts.connector(spec, weights, batch)})]
 
 
 def _once(job: LowerJob) -> list[Conversation]:
@@ -99,30 +122,36 @@ def _once(job: LowerJob) -> list[Conversation]:
     return list({item.image: item for item in job.conversations}.values())
 
 
-def _decoder(job: LowerJob, folder: Path, chunk: int, prefill_positions: Graph) -> list[Part]:
-    spec, capacity = job.spec, job.capacity
-    quantized = job.decoder(_scheme(job.recipe))
+def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, Graph]]:
+    """The parts of the decoder, and the graphs of positions that go with them."""
+    spec, capacity, chunk, attention = job.spec, job.capacity, chunk_of(job), job.recipe.qnn.attention
+    scheme = _scheme(job.recipe)
+    quantized = job.decoder(scheme)
     weights, int4 = quantized.weights, quantized.blocks
-    job.progress.stage("ranges of the decoder", spec.decoder.layers)
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
     sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
-    ranges = calibrate.decoder_ranges(
-        spec, weights, int4, sequences, _run_positions(prefill_positions), length=chunk, capacity=capacity,
-        attention=job.recipe.qnn.attention, advance=job.progress.advance,
-    )  # fmt: skip
+    on = ["decoder", spec.decoder, scheme, quantized.origin, chunk, capacity, attention, digest_of(sequences)]
+    ranges = job.kept.pairs("ranges", on)
+    if ranges is None:
+        job.progress.stage("ranges of the decoder", spec.decoder.layers)
+        with _run_positions(spec.decoder, chunk, capacity) as run:
+            ranges = calibrate.decoder_ranges(
+                spec, weights, int4, sequences, run, length=chunk, capacity=capacity, attention=attention,
+                advance=job.progress.advance,
+            )  # fmt: skip
+        job.kept.keep_pairs("ranges", on, ranges)
+    masked = calibrate.mask_scores(ranges)
+
+    def recorder(length: int) -> Record:
+        return lambda first, last: parts.decoder_part(
+            spec, weights, int4, first, last, length=length, capacity=capacity, attention=attention, masked=masked
+        )
+
+    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small")
     bounds = parts.cut(spec.decoder.layers, job.recipe.qnn.layers_per_part)
-    made = []
-    for number, (first, last) in enumerate(bounds):
-        suffix = f".{number}" if len(bounds) > 1 else ""
-        graphs = {
-            f"{name}{suffix}": parts.decoder_part(
-                spec, weights, int4, first, last, length=length, capacity=capacity, attention=job.recipe.qnn.attention
-            )
-            for name, length in (("prefill", chunk), ("decode", 1))
-        }
-        made.append(_part(folder, f"decoder{suffix}", graphs, ranges))
-    made.append(_part(folder, "lm_head", {"lm_head": parts.output_projection(spec, weights)}, ranges))
-    return made
+    made = writer.parts("decoder", {"prefill": recorder(chunk), "decode": recorder(1)}, bounds)
+    made.append(writer.part("lm_head", {"lm_head": parts.output_projection(spec, weights)}))
+    return made, _positions(spec.decoder, folder, {"prefill": chunk, "decode": 1}, capacity, masked)
 
 
 def int4_reader(weights: Weights, recipe: ExportRecipe) -> Int4:
@@ -136,41 +165,75 @@ def _scheme(recipe: ExportRecipe) -> WeightScheme:
     return WeightScheme(granularity, recipe.decoder_weights.block_size, symmetric=True)
 
 
-def _part(folder: Path, name: str, graphs: dict[str, StaticGraph], ranges: dict[str, Range] | None) -> Part:
-    """Write graphs that share weights; without ranges, with float16 activations."""
-    data = folder / f"{name}.data"
-    made = []
-    with TensorFile(data) as tensors:
-        for stage, graph in graphs.items():
-            path = folder / f"{stage}.onnx"
-            if ranges is None:
-                write_half(graph, path, tensors)
-            else:
-                write_qdq(graph, ranges, path, tensors)
-            inputs, outputs = tensors_of(graph)
-            made.append(Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), graph.products()))
-    return Part(name, tuple(made), data)
+class _Writer:
+    """Writes quantized graphs.
+
+    Args:
+        ranges: None gives float16 activations.
+        samples: whether the first layer of a graph that is too large for the emulation is written by itself, too.
+    """
+
+    def __init__(self, folder: Path, ranges: dict[str, Range] | None, *, samples: bool) -> None:
+        self._folder, self._ranges, self._samples = folder, ranges, samples
+
+    def parts(self, name: str, records: dict[str, Record], bounds: list[tuple[int, int]]) -> list[Part]:
+        """Graphs in parts of layers [first, last). Numbers go behind the names where there is more than one part."""
+        made = []
+        for number, (first, last) in enumerate(bounds):
+            suffix = f".{number}" if len(bounds) > 1 else ""
+            graphs = {f"{stage}{suffix}": record(first, last) for stage, record in records.items()}
+            layers: dict[str, StaticGraph] = {}
+            # One part in the middle stands for all.
+            if self._samples and number == len(bounds) // 2:
+                large = {stage for stage in records if graphs[f"{stage}{suffix}"].products() > SMALL_PRODUCTS}
+                layers = {f"{stage}{suffix}": records[stage](first, first + 1) for stage in large}
+            made.append(self.part(f"{name}{suffix}", graphs, layers))
+        return made
+
+    def part(self, name: str, graphs: dict[str, StaticGraph], first_layers: Mapping[str, StaticGraph] | None = None) -> Part:
+        """Graphs that share weights, by stage."""
+        data = self._folder / f"{name}.data"
+        with TensorFile(data) as tensors:
+            layers = {
+                stage: self._graph(f"{stage}.first_layer", graph, tensors, data, None)
+                for stage, graph in (first_layers or {}).items()
+            }
+            made = [self._graph(stage, graph, tensors, data, layers.get(stage)) for stage, graph in graphs.items()]
+        return Part(name, tuple(made), data)
+
+    def _graph(self, stage: str, graph: StaticGraph, tensors: TensorFile, data: Path, first_layer: Graph | None) -> Graph:
+        path = self._folder / f"{stage}.onnx"
+        if self._ranges is None:
+            write_half(graph, path, tensors)
+        else:
+            write_qdq(graph, self._ranges, path, tensors)
+        inputs, outputs = tensors_of(graph)
+        return Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), graph.products(), first_layer)
 
 
-def _positions(job: LowerJob, folder: Path, lengths: dict[str, int]) -> dict[str, Graph]:
-    decoder, found = job.spec.decoder, {}
+def _positions(decoder: DecoderSpec, folder: Path, lengths: dict[str, int], capacity: int, masked: float) -> dict[str, Graph]:
+    found = {}
     data = folder / "positions.data"
     with TensorFile(data) as tensors:
         for name, length in lengths.items():
             stage = f"{name}_positions"
             path = folder / f"{stage}.onnx"
-            positions.write_positions(decoder, path, tensors, length=length, capacity=job.capacity)
-            inputs, outputs = positions.tensors_of(decoder, length=length, capacity=job.capacity)
+            positions.write_positions(decoder, path, tensors, length=length, capacity=capacity, masked=masked)
+            inputs, outputs = positions.tensors_of(decoder, length=length, capacity=capacity)
             found[stage] = Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), 0)
     return found
 
 
-def _run_positions(graph: Graph) -> Callable[[int], dict[str, NDArray[np.float32]]]:
-    session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
-    names = [tensor.name for tensor in graph.spec.outputs]
+@contextmanager
+def _run_positions(decoder: DecoderSpec, chunk: int, capacity: int) -> Iterator[calibrate.Positions]:
+    """The graph of a chunk's positions, with a mask for floats."""
+    with tempfile.TemporaryDirectory(prefix="pocketvlm-calibration-") as folder:
+        graph = _positions(decoder, Path(folder), {"prefill": chunk}, capacity, MASKED)["prefill_positions"]
+        session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
+        names = [tensor.name for tensor in graph.spec.outputs]
 
-    def run(past: int) -> dict[str, NDArray[np.float32]]:
-        values = session.run(names, {"past_length": np.array([past], np.int64)})
-        return dict(zip(names, values, strict=True))
+        def run(past: int) -> dict[str, NDArray[np.float32]]:
+            values = session.run(names, {"past_length": np.array([past], np.int64)})
+            return dict(zip(names, values, strict=True))
 
-    return run
+        yield run

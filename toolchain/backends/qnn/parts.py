@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
-from pocketvlm.toolchain.backends.qnn.static_ops import Attention, Int4, StaticDecoderOps, StaticOps, Weights
+from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Attention, Int4, StaticDecoderOps, StaticOps, Weights
 from pocketvlm.toolchain.connectors import CONNECTORS
 from pocketvlm.toolchain.decoders import DECODERS
 from pocketvlm.toolchain.encoders import ENCODERS
@@ -26,7 +26,7 @@ def cut(layers: int, most: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def vision_part(spec: ModelSpec, weights: Weights, first: int, last: int, batch: int) -> StaticGraph:
+def vision_part(spec: ModelSpec, weights: Weights, first: int, last: int, batch: int, *, masked: float = MASKED) -> StaticGraph:
     """Blocks [first, last) of the tower; the first part pads the patches, the last one ends in the features [batch, N, D'].
 
     Inputs: patches [batch, L, D], or vision.hidden.<first> [batch, L padded, D] and, in the last part, the hidden states of
@@ -35,7 +35,7 @@ def vision_part(spec: ModelSpec, weights: Weights, first: int, last: int, batch:
     vision = spec.vision
     encoder = ENCODERS.load(vision.kind)
     graph = StaticGraph(f"vision_encoder_{first}")
-    ops = StaticOps(graph, weights)
+    ops = StaticOps(graph, weights, masked=masked)
     ops.valid_positions = vision.sequence_length
     padded = -(-vision.sequence_length // _ROWS) * _ROWS
     shape = (batch, padded, vision.hidden_size)
@@ -82,7 +82,7 @@ def connector(spec: ModelSpec, weights: Weights, batch: int) -> StaticGraph:
 
 def decoder_part(
     spec: ModelSpec, weights: Weights, int4: Int4, first: int, last: int, *, length: int, capacity: int,
-    attention: Attention = "joined",
+    attention: Attention = "joined", masked: float = MASKED,
 ) -> StaticGraph:  # fmt: skip
     """Layers [first, last) of the decoder for `length` positions: embeddings or hidden.<first> -> hidden.<last>, [1, T, H].
 
@@ -91,7 +91,7 @@ def decoder_part(
     decoder = spec.decoder
     module = DECODERS.load(decoder.kind)
     graph = StaticGraph(f"decoder_{first}_t{length}")
-    ops = StaticDecoderOps(graph, weights, int4, decoder, length=length, capacity=capacity, attention=attention)
+    ops = StaticDecoderOps(graph, weights, int4, decoder, length=length, capacity=capacity, attention=attention, masked=masked)
     x = graph.input("embeddings" if first == 0 else hidden(decoder, first), (1, length, decoder.hidden_size))
     ops.declare_positions()
     for index in range(first, last):

@@ -12,12 +12,13 @@ from onnx import TensorProto
 
 from pocketvlm.runtime.manifest import TensorSpec
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
-from pocketvlm.toolchain.backends.qnn.static_ops import MASKED
 from pocketvlm.toolchain.spec import DecoderSpec
 from pocketvlm.toolchain.torch_ops import rotary_table
 
 
-def write_positions(decoder: DecoderSpec, path: Path, tensors: TensorFile, *, length: int, capacity: int) -> None:
+def write_positions(
+    decoder: DecoderSpec, path: Path, tensors: TensorFile, *, length: int, capacity: int, masked: float
+) -> None:
     """Write the graph: past_length int64 [1] -> cos, sin float32 [1, T, 1, d] and mask float32 [1, 1, 1, P + T]."""
     graph = GraphWriter("positions", tensors)
     inputs, outputs = tensors_of(decoder, length=length, capacity=capacity)
@@ -34,7 +35,7 @@ def write_positions(decoder: DecoderSpec, path: Path, tensors: TensorFile, *, le
     # The chunk's own columns stand behind those of the cache and are never free.
     columns = np.concatenate([np.arange(capacity), np.full(length, -1)])
     free = graph.node("GreaterOrEqual", [graph.weight(f"columns.{length}", columns), "past_length"])
-    mask = graph.node("Mul", [graph.node("Cast", [free], to=TensorProto.FLOAT), graph.constant(np.array(MASKED, np.float32))])
+    mask = graph.node("Mul", [graph.node("Cast", [free], to=TensorProto.FLOAT), graph.constant(np.array(masked, np.float32))])
     graph.nodes("Reshape", [mask, graph.integers(1, 1, 1, capacity + length)], ["mask"])
     for tensor in outputs:
         graph.output(tensor)

@@ -117,6 +117,10 @@ class StaticGraph:
         self.outputs.append(self.rename(value, name))
         return name
 
+    def label(self, value: str, hint: str) -> str:
+        """Give a value a name of this scope, for those who look for it."""
+        return self.rename(value, f"{self._scope}/{hint}")
+
     def rename(self, value: str, name: str) -> str:
         """Give a value another name, which does not depend on how the graph is cut."""
         for index, node in enumerate(self.nodes):

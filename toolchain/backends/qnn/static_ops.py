@@ -17,9 +17,10 @@ Weights = Callable[[str], Tensor]
 Int4 = Callable[[str], BlockWeights]
 Attention = Literal["joined", "split"]
 
-# Added to a score that must not count. Far enough below any score that its share rounds to nothing, and near enough to leave
-# the scores most of their 16 bits.
-MASKED = -100.0
+# Added to a score that must not count, where activations are floats; for 16-bit ones `calibrate.mask_scores` finds the value.
+MASKED = -10_000.0
+# What scores are called in the scope of their layer, before and behind the mask.
+SCORES, MASKED_SCORES = "scores", "masked_scores"
 
 
 class StaticOps:
@@ -28,11 +29,13 @@ class StaticOps:
     Args:
         weights: canonical parameter name -> float32 tensor.
         int4: canonical prefix -> INT4 weights; None stores matrices as INT8 per output.
+        masked: what is added to a score that must not count.
     """
 
-    def __init__(self, graph: StaticGraph, weights: Weights, int4: Int4 | None = None) -> None:
+    def __init__(self, graph: StaticGraph, weights: Weights, int4: Int4 | None = None, *, masked: float = MASKED) -> None:
         self.graph = graph
         self.weights = weights
+        self.masked = masked
         self._int4 = int4
 
     def _shape(self, value: str) -> tuple[int, ...]:
@@ -134,10 +137,11 @@ class StaticOps:
         key, value = (self.graph.node("Requantize", [x], (batch, length, width), kind="int8") for x in (key, value))
         q, k, v = (self.transpose(self.reshape(x, (batch, length, heads, size)), (0, 2, 1, 3)) for x in (query, key, value))
         scores = self.graph.node("MatMul", [q, self.transpose(k, (0, 1, 3, 2))], (batch, heads, length, length))
+        scores = self.graph.label(scores, SCORES)
         if self.valid_positions is not None and self.valid_positions < length:
             mask = np.zeros((1, 1, 1, length), np.float32)
-            mask[..., self.valid_positions :] = MASKED
-            scores = self.add(scores, self.graph.constant("mask", mask))
+            mask[..., self.valid_positions :] = self.masked
+            scores = self.graph.label(self.add(scores, self.graph.constant("mask", mask)), MASKED_SCORES)
         mixed = self.graph.node("MatMul", [self.softmax(scores), v], (batch, heads, length, size))
         return self.reshape(self.transpose(mixed, (0, 2, 1, 3)), (batch, length, width))
 
@@ -168,7 +172,7 @@ class StaticDecoderOps(StaticOps):
     """Records the language model for a fixed number of positions and a cache of fixed size.
 
     Inputs of the graph beside the embeddings: cos and sin [1, T, 1, d] (sin with the sign of the rotation), mask [1, 1, 1, P]
-    (0 for a filled column of the cache, MASKED for a free one), past_key.<i> int8 [1, kv, d, P], past_value.<i> int8
+    (0 for a filled column of the cache, `masked` for a free one), past_key.<i> int8 [1, kv, d, P], past_value.<i> int8
     [1, kv, P, d]. Outputs: new_key.<i> int8 [1, kv, d, T], new_value.<i> int8 [1, kv, T, d].
 
     The query heads of a key-value head are folded into the positions, so that no scores are reshaped; the mask is expanded
@@ -181,9 +185,9 @@ class StaticDecoderOps(StaticOps):
 
     def __init__(
         self, graph: StaticGraph, weights: Weights, int4: Int4 | None, decoder: DecoderSpec, *, length: int, capacity: int,
-        attention: Attention = "joined",
+        attention: Attention = "joined", masked: float = MASKED,
     ) -> None:  # fmt: skip
-        super().__init__(graph, weights, int4)
+        super().__init__(graph, weights, int4, masked=masked)
         self._decoder = decoder
         self._attention = attention
         self._length, self._capacity = length, capacity
@@ -208,16 +212,16 @@ class StaticDecoderOps(StaticOps):
             graph.ranges[name] = (-1.0, 1.0)
         total = self._capacity + self._length
         graph.input("mask", (1, 1, 1, total))
-        graph.ranges["mask"] = (MASKED, 0.0)
+        graph.ranges["mask"] = (self.masked, 0.0)
         if self._length == 1:
             self._mask = "mask"
             return
         groups = decoder.heads // decoder.kv_heads
-        later = np.triu(np.ones((self._length, self._length), np.float32), 1) * MASKED
+        later = np.triu(np.ones((self._length, self._length), np.float32), 1) * self.masked
         causal = np.pad(np.tile(later, (groups, 1)), ((0, 0), (self._capacity, 0)))[None, None]
         with graph.scope("mask"):
             constant = graph.constant(f"causal.{self._length}", causal)
-            self._mask = graph.node("Add", ["mask", constant], causal.shape, known=(MASKED, 0.0))
+            self._mask = graph.node("Add", ["mask", constant], causal.shape, known=(self.masked, 0.0))
 
     def cached_attention(self, query: str, key: str, value: str, *, layer: int) -> str:
         decoder, graph, length = self._decoder, self.graph, self._length
@@ -242,8 +246,7 @@ class StaticDecoderOps(StaticOps):
         _, kv_heads, rows, _ = self._shape(query)
         key = graph.node("Concat", keys, (1, kv_heads, size, total), kind="int8", axis=3)
         value = graph.node("Concat", values, (1, kv_heads, total, size), kind="int8", axis=2)
-        scores = graph.node("MatMul", [query, key], (1, kv_heads, rows, total))
-        weights = self.softmax(self.add(scores, self._mask))
+        weights = self._weights(graph.node("MatMul", [query, key], (1, kv_heads, rows, total)))
         return graph.node("MatMul", [weights, value], (1, kv_heads, rows, size))
 
     def _split(self, query: str, keys: tuple[str, str], values: tuple[str, str]) -> str:
@@ -254,13 +257,17 @@ class StaticDecoderOps(StaticOps):
         parts = [
             graph.node("MatMul", [query, key], (1, kv_heads, rows, width)) for key, width in zip(keys, widths, strict=True)
         ]
-        weights = self.softmax(self.add(self.concat(parts, 3), self._mask))
+        weights = self._weights(self.concat(parts, 3))
         shapes = [(1, kv_heads, rows, width) for width in widths]
         shares = graph.nodes_out("Split", [weights, graph.index(*widths)], shapes, axis=3)
         mixed = [
             graph.node("MatMul", [share, value], (1, kv_heads, rows, size)) for share, value in zip(shares, values, strict=True)
         ]
         return self.add(mixed[0], mixed[1])
+
+    def _weights(self, scores: str) -> str:
+        scores = self.graph.label(scores, SCORES)
+        return self.softmax(self.graph.label(self.add(scores, self._mask), MASKED_SCORES))
 
     def _columns(self, key: str, value: str, layer: int) -> tuple[str, str]:
         """What the chunk adds to the cache: key [1, T, kv, d] and value [1, T, kv * d], as it is stored.

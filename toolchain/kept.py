@@ -1,0 +1,88 @@
+"""What an interrupted export has worked out, on disk beside its output, for the next one to take up.
+
+Each result lies under the hash of everything that it depends on, so that nothing stale is taken. A file is put in place when
+it is whole; safetensors and JSON alone, so that reading it runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+# Raised when what is kept, or how it is worked out, changes.
+_FORMAT = 1
+
+
+class Kept:
+    """Results by name.
+
+    Args:
+        folder: made when the first result is kept.
+        depends_on: what all results depend on.
+    """
+
+    def __init__(self, folder: Path, depends_on: Iterable[object]) -> None:
+        self._folder = folder
+        self._seed = repr((_FORMAT, *depends_on))
+
+    def arrays(self, name: str, depends_on: Iterable[object]) -> dict[str, NDArray[Any]] | None:
+        """Arrays that were kept, or None."""
+        path = self._path(name, depends_on, ".safetensors")
+        try:
+            return load_file(path)
+        except (OSError, safetensors.SafetensorError):
+            return None
+
+    def keep_arrays(self, name: str, depends_on: Iterable[object], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep arrays."""
+        path = self._path(name, depends_on, ".safetensors")
+        partial = self._partial(path)
+        save_file(dict(arrays), partial)
+        _put(partial, path)
+
+    def pairs(self, name: str, depends_on: Iterable[object]) -> dict[str, tuple[float, float]] | None:
+        """Pairs of numbers that were kept, or None."""
+        path = self._path(name, depends_on, ".json")
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return {key: (float(low), float(high)) for key, (low, high) in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+
+    def keep_pairs(self, name: str, depends_on: Iterable[object], pairs: Mapping[str, tuple[float, float]]) -> None:
+        """Keep pairs of numbers, in every bit."""
+        path = self._path(name, depends_on, ".json")
+        partial = self._partial(path)
+        partial.write_text(json.dumps(pairs), encoding="utf-8")
+        _put(partial, path)
+
+    def _path(self, name: str, depends_on: Iterable[object], suffix: str) -> Path:
+        digest = hashlib.sha256(repr((self._seed, *depends_on)).encode()).hexdigest()
+        return self._folder / f"{name}-{digest[:32]}{suffix}"
+
+    def _partial(self, path: Path) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{path.name}.partial")
+
+
+def digest_of(arrays: Iterable[NDArray[Any]]) -> str:
+    """Hash of arrays, in their order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, array.dtype)).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _put(partial: Path, path: Path) -> None:
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
