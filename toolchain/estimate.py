@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pocketvlm.runtime.tiling import TilePlan
+from pocketvlm.toolchain.backends.base import Needs
 from pocketvlm.toolchain.quantize import distill
 from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH
 from pocketvlm.toolchain.quantize.decoder import Method
@@ -22,13 +23,13 @@ _READ = 2e-9
 _MOVE = 8e-9
 _LIBRARIES = 700 << 20
 _KEPT_LIMIT = 2 << 30
-# Graphs and their kernels' names, and 6 KB of them for a layer; prompt, report and manifest.
-_GRAPHS, _GRAPH_OF_A_LAYER = 300_000, 6_000
+# Prompt, report and manifest.
+_TEXTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Peak memory, size of the bundle and duration of an export.
+    """Peak memory, room on disk and duration of an export.
 
     Attributes:
         keep_weights: whether all parameters are held in memory in float32.
@@ -43,7 +44,12 @@ class Estimate:
 
 
 def estimate(
-    spec: ModelSpec, recipe: ExportRecipe, planned: Sequence[TilePlan], prompts: int, tokenizer_bytes: int
+    spec: ModelSpec,
+    recipe: ExportRecipe,
+    planned: Sequence[TilePlan],
+    prompts: int,
+    tokenizer_bytes: int,
+    needs: Sequence[Needs],
 ) -> Estimate:
     """Estimate an export from the shapes alone. Questions of a task are not counted.
 
@@ -51,35 +57,25 @@ def estimate(
         planned: how the images of the calibration are cut.
         prompts: number of questions about them.
         tokenizer_bytes: size of tokenizer.json, which is copied.
+        needs: of each target. They are lowered one after the other; what they write adds up.
     """
     shapes = expected_parameters(spec)
     counts = {name: math.prod(shape) for name, shape in shapes.items()}
     decoder = sum(count for name, count in counts.items() if name.startswith("decoder.layers."))
     vision = sum(count for name, count in counts.items() if name.startswith(("vision.", "connector.")))
-    # Patch embedding, positions and norms stay in float32.
-    floats = sum(
-        count
-        for name, count in counts.items()
-        if name.startswith(("vision.", "connector.")) and (len(shapes[name]) != 2 or name == "vision.position")
-    )
-    rest = sum(counts.values()) - decoder - vision
     total, largest = sum(counts.values()), max(counts.values())
     method = _method(recipe, total)
     keep = 4 * total <= _KEPT_LIMIT or method == "distill"
-    if recipe.precision == "fp32":
-        disk = 4.0 * total
-    else:
-        block = recipe.decoder_weights.block_size
-        disk = decoder * (0.5 + 4.5 / block) + (vision - floats) * 1.02 + 4 * floats + rest * (1 + 5 / block)
-        if recipe.prefill_weights == "int8":
-            disk += decoder * 1.01
-    disk += tokenizer_bytes + _GRAPHS + _GRAPH_OF_A_LAYER * (spec.vision.layers + spec.decoder.layers)
     gptq = method in ("gptq", "distill")
-    kept_codes = decoder * (1 + 5 / recipe.decoder_weights.block_size) if gptq else 0
+    # Each scheme is worked out by itself, and its codes are held.
+    schemes = len({scheme for item in needs for scheme in item.schemes}) if gptq else 0
+    codes = schemes * decoder * (1 + 5 / recipe.decoder_weights.block_size)
     hessian = 3 * 4 * spec.decoder.intermediate_size**2 if gptq else 0
     activations = recipe.calibration.tokens * spec.decoder.hidden_size * 4 * 3
-    # The opened bundle and its packed weights come on top while it is verified.
-    ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + kept_codes + hessian + activations + 2 * disk
+    ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + codes + hessian + activations
+    ram += max(item.ram_bytes for item in needs)
+    # What is kept for the next export stands on disk until this one has succeeded.
+    disk = tokenizer_bytes + _TEXTS + sum(item.disk_bytes for item in needs) + codes * (2 if method == "distill" else 1)
     if method == "distill":
         ram += distill.BYTES_A_WEIGHT * decoder + _window_bytes(spec.decoder)
     images = len(planned)
@@ -88,18 +84,18 @@ def estimate(
     calibrated = seen * positions + (recipe.calibration.tokens if seen else 0)
     # GPTQ sees each layer's inputs four times and its output once more.
     # Verification: both sides answer every sample, and the first one's prompt goes through the decoder alone, too.
-    tokens = calibrated * (6 if gptq else 1) + 2 * (SAMPLES + 1) * positions
+    tokens = calibrated * (1 + 5 * schemes) + 2 * (SAMPLES + 1) * positions
     flops = 2.0 * decoder * tokens
     encoded = sum(plan.encoded_tiles for plan in planned)
     flops += 2.0 * vision * spec.vision.sequence_length * encoded * (1 + SAMPLES / images)
-    if gptq:
-        flops += sum(_gptq_flops(shape) for name, shape in shapes.items() if _is_matrix(name, shape))
+    flops += schemes * sum(_gptq_flops(shape) for name, shape in shapes.items() if _is_matrix(name, shape))
     if method == "distill":
-        flops += _distillation_flops(decoder, spec.decoder)
+        flops += schemes * _distillation_flops(decoder, spec.decoder)
     if recipe.calibration.text == GENERATED and seen:
         flops += 2.0 * (decoder + spec.decoder.vocab_size * spec.decoder.hidden_size) * recipe.calibration.tokens
     reads = 0 if keep else seen + math.ceil(recipe.calibration.tokens / TEXT_LENGTH) + SAMPLES * (STEPS + 1)
-    return Estimate(int(ram), int(disk), 20 + flops / _FLOPS + 2e-8 * total + reads * _READ * decoder, keep, method)
+    seconds = 20 + flops / _FLOPS + 2e-8 * total + reads * _READ * decoder + sum(item.seconds for item in needs)
+    return Estimate(int(ram), int(disk), seconds, keep, method)
 
 
 def _method(recipe: ExportRecipe, parameters: int) -> Method:

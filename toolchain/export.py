@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.architectures import ARCHITECTURES
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.estimate import Estimate, estimate
@@ -62,6 +63,8 @@ from pocketvlm.toolchain.verify import (
 )
 from pocketvlm.toolchain.weights import CanonicalWeights
 
+# An export that is estimated to take so long keeps what it has worked out, in case it is interrupted.
+KEEP_FROM_SECONDS = 300
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -126,7 +129,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     prepared = prepare(checkpoint, recipe)
     expected = prepared.estimate
     progress.estimate(expected.ram_bytes, expected.disk_bytes, expected.seconds)
-    with BundleWriter(output, expected.disk_bytes) as writer:
+    with BundleWriter(output, expected.disk_bytes) as writer, _telling_what_is_kept(output, progress):
         writer.copy(checkpoint.path("tokenizer.json"), prepared.tokenizer.file)
         spec = prepared.spec
         data, scales = _calibrate(prepared, recipe, progress)
@@ -179,6 +182,16 @@ def _verify(
     return quality
 
 
+@contextmanager
+def _telling_what_is_kept(output: Path, progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if work_path(output).is_dir():
+            progress.note(f"what is done is kept in {work_path(output)}: the same command goes on with it")
+        raise
+
+
 def work_path(output: Path) -> Path:
     """Where an export keeps what the next one can take up if this one is interrupted."""
     return output.resolve().with_name(f".{output.resolve().name}.work")
@@ -193,8 +206,9 @@ def _lower(
     done: dict[str, Lowered] = {}
     backends = {target: BACKENDS.load(target)(target) for target in recipe.targets}
     progress.stage("lower", 4 * len(backends))
+    long = prepared.estimate.seconds >= KEEP_FROM_SECONDS
     kept = Kept(
-        work_path(writer.output) / "kept",
+        work_path(writer.output) / "kept" if long else None,
         (__version__, weights_sha256, recipe.precision, torch.__version__, torch.get_num_threads()),
     )
     decoder = _decoder(prepared, recipe, data, kept, progress)
@@ -271,7 +285,8 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions", "take no more than that")
     capacity = min(capacity_of(backend, spec, recipe) for backend in backends)
     _check_room(longest, capacity, recipe)
-    plain = estimate(spec, recipe, planned, len(prompts), checkpoint.path("tokenizer.json").stat().st_size)
+    needs = [backend.needs(spec, recipe) for backend in backends]
+    tokenizer_bytes = checkpoint.path("tokenizer.json").stat().st_size
     return Prepared(
         spec=spec,
         weights=weights,
@@ -280,21 +295,11 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         builder=builder,
         text=text,
         capacity=capacity,
-        estimate=_with_needs(plain, [backend.needs(spec, recipe) for backend in backends]),
+        estimate=estimate(spec, recipe, planned, len(prompts), tokenizer_bytes, needs),
         generation=_generation(checkpoint),
         images=images,
         prompts=prompts,
         task=task,
-    )
-
-
-def _with_needs(plain: Estimate, needs: list[Needs]) -> Estimate:
-    """Targets are lowered one after the other; what they write adds up."""
-    return replace(
-        plain,
-        ram_bytes=plain.ram_bytes + max(item.ram_bytes for item in needs),
-        disk_bytes=plain.disk_bytes + sum(item.disk_bytes for item in needs),
-        seconds=plain.seconds + sum(item.seconds for item in needs),
     )
 
 

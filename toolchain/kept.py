@@ -6,10 +6,11 @@ it is whole; safetensors and JSON alone, so that reading it runs no code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ class Kept:
     """Results by name.
 
     Args:
-        folder: made when the first result is kept.
+        folder: made when the first result is kept; None keeps nothing.
         depends_on: what all results depend on.
     """
 
-    def __init__(self, folder: Path, depends_on: Iterable[object]) -> None:
+    def __init__(self, folder: Path | None, depends_on: Iterable[object]) -> None:
         self._folder = folder
         self._seed = repr((_FORMAT, *depends_on))
 
@@ -37,20 +38,21 @@ class Kept:
         """Arrays that were kept, or None."""
         path = self._path(name, depends_on, ".safetensors")
         try:
-            return load_file(path)
+            return load_file(path) if path is not None else None
         except (OSError, safetensors.SafetensorError):
             return None
 
     def keep_arrays(self, name: str, depends_on: Iterable[object], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep arrays."""
+        """Keep arrays, if there is room for them."""
         path = self._path(name, depends_on, ".safetensors")
-        partial = self._partial(path)
-        save_file(dict(arrays), partial)
-        _put(partial, path)
+        if path is not None:
+            _put(path, lambda partial: save_file(dict(arrays), partial))
 
     def pairs(self, name: str, depends_on: Iterable[object]) -> dict[str, tuple[float, float]] | None:
         """Pairs of numbers that were kept, or None."""
         path = self._path(name, depends_on, ".json")
+        if path is None:
+            return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             return {key: (float(low), float(high)) for key, (low, high) in found.items()}
@@ -58,19 +60,16 @@ class Kept:
             return None
 
     def keep_pairs(self, name: str, depends_on: Iterable[object], pairs: Mapping[str, tuple[float, float]]) -> None:
-        """Keep pairs of numbers, in every bit."""
+        """Keep pairs of numbers, in every bit, if there is room for them."""
         path = self._path(name, depends_on, ".json")
-        partial = self._partial(path)
-        partial.write_text(json.dumps(pairs), encoding="utf-8")
-        _put(partial, path)
+        if path is not None:
+            _put(path, lambda partial: partial.write_text(json.dumps(pairs), encoding="utf-8"))
 
-    def _path(self, name: str, depends_on: Iterable[object], suffix: str) -> Path:
+    def _path(self, name: str, depends_on: Iterable[object], suffix: str) -> Path | None:
+        if self._folder is None:
+            return None
         digest = hashlib.sha256(repr((self._seed, *depends_on)).encode()).hexdigest()
         return self._folder / f"{name}-{digest[:32]}{suffix}"
-
-    def _partial(self, path: Path) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{path.name}.partial")
 
 
 def digest_of(arrays: Iterable[NDArray[Any]]) -> str:
@@ -82,7 +81,15 @@ def digest_of(arrays: Iterable[NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def _put(partial: Path, path: Path) -> None:
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _put(path: Path, write: Callable[[Path], object]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError):
+        # The export itself does not need it.
+        with contextlib.suppress(OSError):
+            partial.unlink()

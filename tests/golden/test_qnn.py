@@ -300,6 +300,7 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
     base = load_recipe(recipe_file)
     recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, emulate="none"), max_seq_len=256)
     recipe = replace(recipe, decoder_weights=replace(base.decoder_weights, method="distill"))
+    monkeypatch.setattr("pocketvlm.toolchain.export.KEEP_FROM_SECONDS", 0)
     export(tmp_path / "checkpoint", tmp_path / "expected" / "bundle", recipe)
     calls: list[str] = []
 

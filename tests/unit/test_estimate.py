@@ -8,6 +8,7 @@ import pytest
 
 from pocketvlm.runtime.manifest import ImageSpec, ImageTokensSpec, TilingSpec
 from pocketvlm.runtime.tiling import plan_tiles
+from pocketvlm.toolchain.backends import BACKENDS
 from pocketvlm.toolchain.estimate import Estimate, estimate
 from pocketvlm.toolchain.recipe import Calibration, DecoderWeights, ExportRecipe
 from pocketvlm.toolchain.spec import ConnectorSpec, DecoderSpec, ModelSpec, RopeSpec, VisionSpec
@@ -28,7 +29,8 @@ def expected(decoder: DecoderSpec, recipe: ExportRecipe) -> Estimate:
         image_token="<image>",
         stop_tokens=(2,),
     )
-    return estimate(spec, recipe, [plan_tiles(64, 64, spec.tiling, spec.image_tokens)], 1, 1000)
+    needs = [BACKENDS.load(target)(target).needs(spec, recipe) for target in recipe.targets]
+    return estimate(spec, recipe, [plan_tiles(64, 64, spec.tiling, spec.image_tokens)], 1, 1000, needs)
 
 
 def test_auto_is_the_best_method_that_fits_into_memory() -> None:
@@ -44,7 +46,8 @@ def test_better_methods_take_more_time_and_memory(decoder: DecoderSpec) -> None:
     assert [item.method for item in found] == list(methods)
     assert found[0].seconds < found[1].seconds < found[2].seconds
     assert found[0].ram_bytes < found[1].ram_bytes < found[2].ram_bytes
-    assert found[0].disk_bytes == found[1].disk_bytes == found[2].disk_bytes
+    # What is kept for a later export comes on top of the bundle.
+    assert found[0].disk_bytes < found[1].disk_bytes < found[2].disk_bytes
 
 
 def test_distillation_holds_the_parameters_whatever_their_size() -> None:
@@ -57,3 +60,19 @@ def test_distillation_holds_the_parameters_whatever_their_size() -> None:
 def test_text_that_the_model_writes_takes_time() -> None:
     plain, generated = (expected(SMALL, ExportRecipe(calibration=Calibration(text=text))) for text in (None, "generated"))
     assert generated.seconds > plain.seconds
+
+
+def test_each_scheme_is_worked_out_by_itself() -> None:
+    cpu, npu, both, two = (
+        expected(BILLION, ExportRecipe(targets=targets))
+        for targets in (("ort-cpu",), ("qnn:SM8750",), ("ort-cpu", "qnn:SM8750"), ("qnn:SM8750", "qnn:SM8650"))
+    )
+    rounded = expected(BILLION, ExportRecipe(decoder_weights=DecoderWeights("rtn")))
+    once = cpu.seconds - rounded.seconds
+    assert both.seconds > npu.seconds + 0.9 * once
+    assert both.ram_bytes > max(cpu.ram_bytes, npu.ram_bytes) + 0.9e9
+    # Two SoCs take the same graphs, but each is compiled for.
+    assert two.seconds - npu.seconds < once
+    assert two.disk_bytes > npu.disk_bytes
+    # Without ort-cpu there is no decoder for the CPU in the bundle.
+    assert npu.disk_bytes - both.disk_bytes < -0.5 * 0.9e9

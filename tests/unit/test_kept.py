@@ -44,6 +44,15 @@ def test_damaged_files_count_as_missing(tmp_path: Path, content: bytes) -> None:
     assert kept.pairs("ranges", []) is None
 
 
+def test_without_a_folder_or_room_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for kept in (Kept(None, []), Kept(tmp_path / "file" / "folder", [])):
+        kept.keep_arrays("gptq", [], {"x": np.zeros(2)})
+        kept.keep_pairs("ranges", [], {"a": (0.0, 1.0)})
+        assert kept.arrays("gptq", []) is None
+        assert kept.pairs("ranges", []) is None
+
+
 def test_digests_tell_values_shapes_and_types_apart() -> None:
     zeros = np.zeros(4, np.float32)
     others = [zeros + 1, zeros.reshape(2, 2), zeros.astype(np.float64), zeros.view(np.int32)]

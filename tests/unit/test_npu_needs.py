@@ -35,7 +35,8 @@ def test_layers_are_cut_evenly() -> None:
 def test_full_size_is_told_about_what_it_took() -> None:
     told = needs(BLUELM, ExportRecipe())
     assert told.ram_bytes == pytest.approx(3.8e9, rel=0.3)
-    assert told.disk_bytes == pytest.approx(2.05e9, rel=0.15)
+    # The binaries, as many bytes of graphs until the export has succeeded, and the embedding table in 8 bits.
+    assert told.disk_bytes == pytest.approx(2 * 2.03e9 + 0.3e9, rel=0.15)
     smaller_parts = needs(BLUELM, replace(ExportRecipe(), qnn=Qnn(layers_per_part=4)))
     assert smaller_parts.ram_bytes < 0.7 * told.ram_bytes
     assert smaller_parts.disk_bytes == told.disk_bytes

@@ -134,11 +134,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What lowering for one target takes, beside the rest of an export: memory while it runs, disk, and time."""
+    """What lowering for one target takes, beside the rest of an export: memory while it runs, disk, and time.
+
+    Attributes:
+        schemes: what the decoder's matrices are quantized to, once for all targets that ask for the same.
+    """
 
     ram_bytes: int = 0
     disk_bytes: int = 0
     seconds: float = 0.0
+    schemes: frozenset[WeightScheme] = frozenset()
 
 
 class Backend(Protocol):

@@ -17,6 +17,7 @@ import torch
 
 from pocketvlm.errors import UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
+from pocketvlm.toolchain.backends import ort_needs
 from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
@@ -62,8 +63,8 @@ class OrtCpu:
             raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
-        """Nothing beside what every export takes."""
-        return Needs()
+        """All its graphs."""
+        return ort_needs.needs(spec, recipe, frozenset() if recipe.precision == "fp32" else frozenset({_scheme(recipe)}))
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """Nothing beside the packages.

@@ -154,6 +154,7 @@ def _print_quality(quality: dict[str, Any]) -> None:
 
 
 def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) -> None:
+    from pocketvlm.toolchain.backends import BACKENDS
     from pocketvlm.toolchain.checkpoint import Checkpoint
     from pocketvlm.toolchain.estimate import estimate
     from pocketvlm.toolchain.export import describe
@@ -170,7 +171,8 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
         recipe = ExportRecipe()
         tokenizer_bytes = checkpoint.path("tokenizer.json").stat().st_size
         planned = calibration.plans(spec, calibration.DEFAULT_IMAGES)
-        expected = estimate(spec, recipe, planned, len(calibration.DEFAULT_PROMPTS), tokenizer_bytes)
+        needs = [BACKENDS.load(target)(target).needs(spec, recipe) for target in recipe.targets]
+        expected = estimate(spec, recipe, planned, len(calibration.DEFAULT_PROMPTS), tokenizer_bytes, needs)
         found = {
             "kind": "checkpoint",
             "name": checkpoint.name,

@@ -125,7 +125,7 @@ def _once(job: LowerJob) -> list[Conversation]:
 def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, Graph]]:
     """The parts of the decoder, and the graphs of positions that go with them."""
     spec, capacity, chunk, attention = job.spec, job.capacity, chunk_of(job), job.recipe.qnn.attention
-    scheme = _scheme(job.recipe)
+    scheme = scheme_of(job.recipe)
     quantized = job.decoder(scheme)
     weights, int4 = quantized.weights, quantized.blocks
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
@@ -156,11 +156,11 @@ def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, Graph]]
 
 def int4_reader(weights: Weights, recipe: ExportRecipe) -> Int4:
     """The decoder's matrices, rounded to the recipe's form of INT4."""
-    scheme = _scheme(recipe)
+    scheme = scheme_of(recipe)
     return lambda name: scheme.round(weights(f"{name}.weight"))
 
 
-def _scheme(recipe: ExportRecipe) -> WeightScheme:
+def scheme_of(recipe: ExportRecipe) -> WeightScheme:
     granularity: Granularity = "channel" if recipe.qnn.decoder_weights == "per_channel" else "lpbq"
     return WeightScheme(granularity, recipe.decoder_weights.block_size, symmetric=True)
 
