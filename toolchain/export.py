@@ -349,8 +349,9 @@ def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> 
     for sequence in data.sequences:
         for row in sequence:
             model.prefill(row[None, : prepared.capacity], EagerCache(), recipe.chunk_size)
-    scales = observer.scales(recipe.kv_cache.granularity) if recipe.kv_cache.dtype == "int8" else None
-    return data, scales
+    if recipe.kv_cache.dtype != "int8":
+        return data, None
+    return data, observer.scales(recipe.kv_cache.granularity or "per_channel")
 
 
 def _decoder(prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, progress: Progress) -> DecoderQuantizer:

@@ -41,10 +41,14 @@ class DecoderWeights:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """How keys and values are stored."""
+    """How keys and values are stored.
+
+    Attributes:
+        granularity: what has a scale of its own; None takes the finest that the target knows.
+    """
 
     dtype: Literal["int8", "float32"] = "int8"
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    granularity: Literal["per_channel", "per_tensor"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
