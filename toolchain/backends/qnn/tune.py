@@ -182,9 +182,11 @@ class Tuner:
                 self._progress.note(f"{setting.key} {value}: {error.message}")
             self._progress.advance(1)
         if not ranked:
-            raise type(failed[0])(
-                f"{setting.key}: none of {', '.join(map(str, setting.values))} can be compiled: {failed[0].message}",
-                failed[0].hint,
+            first = failed[0]
+            raise type(first)(
+                f"{setting.key}: none of {', '.join(map(str, setting.values))} can be compiled: {first.message}",
+                # One layer is the least that there is, and what the compiler has said is gone with the scratch folder.
+                first.hint if isinstance(first, GateError) else "set qnn.memory_gb higher, or report it with config.json",
             )
         _, index, best = min(ranked, key=lambda item: item[:2])
         return best, Choice(setting.key, told, tried[index].value, tuple(tried))
