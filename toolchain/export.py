@@ -374,7 +374,9 @@ def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe, progress:
 
     length = min(calibration_text.TEXT_LENGTH, prepared.capacity)
     kept = 4 * STEPS + 64
-    ids = calibration_text.token_ids(prepared.text, recipe.calibration.text, kept + recipe.calibration.tokens)
+    wanted = kept + recipe.calibration.tokens
+    any_script = recipe.calibration.any_script
+    ids = calibration_text.token_ids(prepared.text, recipe.calibration.text, wanted, any_script=any_script)
     held_out, rest = ids[:kept], ids[kept:]
     if len(held_out) <= TEXT_PROMPT:
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")

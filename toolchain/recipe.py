@@ -96,12 +96,14 @@ class Calibration:
         prompts: questions that are asked about each image; or a text file with one question a line.
         text: a text file for the language model alone, or "generated": what the model itself writes.
         tokens: how many tokens of `text` are used at most.
+        any_script: take `text` also where the model's vocabulary does not seem to be made for its script.
     """
 
     images: tuple[str, ...] = ()
     prompts: str | tuple[str, ...] = ()
     text: str | None = None
     tokens: int = 8192
+    any_script: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ calibration:
   prompts: questions.txt
   text: prose.txt
   tokens: 100
+  any_script: true
 thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25, task: 0.75}
 task: questions.json
 tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
