@@ -373,8 +373,9 @@ def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> 
     for sequence in data.sequences:
         for row in sequence:
             model.prefill(row[None, : prepared.capacity], EagerCache(), recipe.chunk_size)
-    scales = observer.scales(recipe.kv_cache.granularity) if recipe.kv_cache.dtype == "int8" else None
-    return data, scales
+    if recipe.kv_cache.dtype != "int8":
+        return data, None
+    return data, observer.scales(recipe.kv_cache.granularity or "per_channel")
 
 
 def _decoder(
@@ -399,7 +400,9 @@ def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe, progress:
 
     length = min(calibration_text.TEXT_LENGTH, prepared.capacity)
     kept = 4 * STEPS + 64
-    ids = calibration_text.token_ids(prepared.text, recipe.calibration.text, kept + recipe.calibration.tokens)
+    wanted = kept + recipe.calibration.tokens
+    any_script = recipe.calibration.any_script
+    ids = calibration_text.token_ids(prepared.text, recipe.calibration.text, wanted, any_script=any_script)
     held_out, rest = ids[:kept], ids[kept:]
     if len(held_out) <= TEXT_PROMPT:
         raise RecipeError(f"calibration.text gives only {len(ids)} tokens", "name a longer text")

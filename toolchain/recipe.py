@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,10 +41,14 @@ class DecoderWeights:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """How keys and values are stored."""
+    """How keys and values are stored.
+
+    Attributes:
+        granularity: what has a scale of its own; None takes the finest that the target knows.
+    """
 
     dtype: Literal["int8", "float32"] = "int8"
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    granularity: Literal["per_channel", "per_tensor"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,14 @@ class Calibration:
         prompts: questions that are asked about each image; or a text file with one question a line.
         text: a text file for the language model alone, or "generated": what the model itself writes.
         tokens: how many tokens of `text` are used at most.
+        any_script: take `text` also where the model's vocabulary does not seem to be made for its script.
     """
 
     images: tuple[str, ...] = ()
     prompts: str | tuple[str, ...] = ()
     text: str | None = None
     tokens: int = 8192
+    any_script: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +225,7 @@ class ExportRecipe:
 
 
 def load_recipe(path: Path) -> ExportRecipe:
-    """Read a recipe file. Calibration files are taken relative to it.
+    """Read a recipe file. Paths in it are taken relative to it.
 
     Raises:
         RecipeError: the file is missing, too large or not YAML, has a repeated or unknown key (the hint names the nearest
@@ -233,8 +240,19 @@ def load_recipe(path: Path) -> ExportRecipe:
         message = error.message.removeprefix("recipe: ")
         message = message if message.startswith(path.name) else f"{path.name}: {message}"
         raise RecipeError(message, error.hint) from None
-    task = None if recipe.task is None else str(path.parent / recipe.task)
-    return replace(recipe, calibration=_beside(path.parent, recipe.calibration), task=task)
+    return with_paths(recipe, lambda name: str(path.parent / name))
+
+
+def with_paths(recipe: ExportRecipe, change: Callable[[str], str]) -> ExportRecipe:
+    """The recipe with every setting that names a file or folder replaced by what `change` makes of it."""
+    prompts, text = recipe.calibration.prompts, recipe.calibration.text
+    calibration = replace(
+        recipe.calibration,
+        images=tuple(change(image) for image in recipe.calibration.images),
+        prompts=change(prompts) if isinstance(prompts, str) else prompts,
+        text=text if text is None or text == GENERATED else change(text),
+    )
+    return replace(recipe, calibration=calibration, task=None if recipe.task is None else change(recipe.task))
 
 
 def _read_yaml(path: Path) -> Any:
@@ -263,16 +281,6 @@ def _read_yaml(path: Path) -> Any:
         what = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise RecipeError(f"{where}: not valid YAML: {what}", "compare it with those in export_configs/") from error
     return {} if value is None else value
-
-
-def _beside(folder: Path, calibration: Calibration) -> Calibration:
-    prompts, text = calibration.prompts, calibration.text
-    return replace(
-        calibration,
-        images=tuple(str(folder / image) for image in calibration.images),
-        prompts=str(folder / prompts) if isinstance(prompts, str) else prompts,
-        text=text if text in (None, GENERATED) else str(folder / text),
-    )
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pocketvlm.errors import EnvironmentFault
 
@@ -105,7 +106,7 @@ def loaded_devices() -> list[Any]:
         if not _devices:
             try:
                 ort.register_execution_provider_library(PROVIDER, module.get_library_path())
-            except RuntimeError as error:
+            except (RuntimeError, ort_errors.Fail) as error:
                 raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", _INSTALL) from error
             _devices.extend(device for device in ort.get_ep_devices() if device.ep_name == PROVIDER)
     return _devices

@@ -12,7 +12,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from pocketvlm.errors import GateError
+from pocketvlm.errors import GateError, RecipeError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.prompt import PromptTokens
 from pocketvlm.toolchain.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ from pocketvlm.toolchain.export import export_checkpoint, prepare
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import encode_image, splice
-from pocketvlm.toolchain.recipe import ExportRecipe, Thresholds
+from pocketvlm.toolchain.recipe import Calibration, ExportRecipe, Thresholds
 from pocketvlm.toolchain.torch_ops import EagerCache
 from pocketvlm.toolchain.verify import TaskQuality
 
@@ -116,6 +116,16 @@ def test_a_task_is_judged_by_the_answers_text(tmp_path: Path) -> None:
         with pytest.raises(GateError, match=r"task accuracy 0\.500 < 0\.6"):
             export_checkpoint(checkpoint, tmp_path / "new", replace(recipe, thresholds=Thresholds(task=0.6)), SilentProgress())
     assert json.loads((tmp_path / "bundle/report.json").read_text())["variants"]["ort-cpu"]["task"]["accuracy"] == 0.5
+
+
+def test_whoever_knows_the_vocabulary_may_calibrate_on_any_script(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Съешь же ещё этих мягких французских булок. " * 200, encoding="utf-8")
+    doubtful = replace(FP32, calibration=Calibration(text=str(tmp_path / "text.txt")))
+    sure = replace(doubtful, calibration=replace(doubtful.calibration, any_script=True))
+    with Checkpoint.open(str(TinyBlueLMV().save(tmp_path / "checkpoint", [(1, 1)]))) as checkpoint:
+        with pytest.raises(RecipeError, match=r"script that the model's vocabulary .*set calibration\.any_script: true"):
+            export_checkpoint(checkpoint, tmp_path / "bundle", doubtful, SilentProgress())
+        assert export_checkpoint(checkpoint, tmp_path / "bundle", sure, SilentProgress()).bundle.is_dir()
 
 
 def test_conversation_about_two_photographs(tmp_path: Path) -> None:

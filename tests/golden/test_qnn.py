@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import skimage.data
 import torch
@@ -25,10 +27,11 @@ from pocketvlm.runtime.manifest import StageSpec, manifest_hash
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.compiler import Compiler, compile_options, run_worker
-from pocketvlm.toolchain.backends.qnn.emulation import agreement
+from pocketvlm.toolchain.backends.qnn.emulation import AGREEMENT, agreement
 from pocketvlm.toolchain.backends.qnn.float_graph import float_run
-from pocketvlm.toolchain.backends.qnn.graphs import Graph
-from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
+from pocketvlm.toolchain.backends.qnn.graphs import Graph, int4_reader
+from pocketvlm.toolchain.backends.qnn.half_graph import write_half
+from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import Attention
@@ -37,7 +40,7 @@ from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, wor
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
-from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
+from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
 from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
 from pocketvlm.toolchain.verify import verify_bundle
 
@@ -165,9 +168,10 @@ def export(checkpoint: Path, output: Path, recipe: ExportRecipe) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Callable[[str], Path]:
-    """A tiny BlueLM-V for CPU and two SoCs; `separate` has binaries that the emulation can run."""
+    """A tiny BlueLM-V for CPU and two SoCs; `separate` has binaries that the emulation can run, and the graphs before them."""
     folder = tmp_path_factory.mktemp("qnn")
-    TinyBlueLMV(positions=256).save(folder / "checkpoint", [(1, 1), (2, 1)])
+    # Of seeds 0 to 59 the one whose answer to the question below has the least near ties: 0.35 between the best two logits.
+    TinyBlueLMV(positions=256, seed=55).save(folder / "checkpoint", [(1, 1), (2, 1)])
     base = load_recipe(recipe_file)
     base = replace(base, targets=("qnn:SM8750", "ort-cpu", "qnn:SM8550"), max_seq_len=256, chunk_size=32)
 
@@ -175,7 +179,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Call
         if not (folder / name).exists():
             attention: Attention = "split" if name == "separate" else "joined"
             qnn = replace(base.qnn, weight_sharing=name != "separate", attention=attention)
-            qnn = replace(qnn, layers_per_part=2, vision_batch=2, emulate="all")
+            qnn = replace(qnn, layers_per_part=2, vision_batch=2, emulate="all", proxy=name == "separate")
             export(folder / "checkpoint", folder / name, replace(base, qnn=qnn)).close()
         return folder / name
 
@@ -222,17 +226,47 @@ def test_one_bundle_holds_two_socs_and_the_cpu(bundles: Callable[[str], Path]) -
 
 def test_the_emulated_npu_answers_and_may_share_the_work_with_the_cpu(bundles: Callable[[str], Path]) -> None:
     bundle = bundles("separate")
-    expected, told = answer(bundle, "ort-cpu")
-    assert told == "ort-cpu (onnxruntime)"
     tokens, told = answer(bundle, "qnn:SM8750")
     assert told == "qnn:SM8750 (onnxruntime-qnn, emulated)"
-    assert len(tokens) == len(expected)
+    expected, told = answer(bundle, "qnn-cpu")
+    assert told == "qnn-cpu (onnxruntime)"
+    assert tokens == expected
+    assert len(set(tokens)) > 3
     mixed, told = answer(bundle, "qnn:SM8550+ort-cpu")
     assert told == "qnn:SM8550+ort-cpu (vision: onnxruntime-qnn, emulated, decoder: onnxruntime)"
-    assert len(mixed) == len(expected)
+    # That decoder rounds activations to 8 bits: of a random model it may choose other tokens for the last digit of an image.
+    assert 0 < len(mixed) <= 6
     other, told = answer(bundle, "ort-cpu+qnn:SM8750")
     assert told.endswith("(vision: onnxruntime, decoder: onnxruntime-qnn, emulated)")
-    assert len(other) == len(expected)
+    assert other == answer(bundle, "ort-cpu+qnn-cpu")[0]
+
+
+def test_a_layers_cache_has_one_scale_wherever_it_is_read_or_written(bundles: Callable[[str], Path]) -> None:
+    folder = bundles("separate") / "qnn-cpu"
+    found: dict[str, set[float]] = {}
+    for graph, layers in itertools.product(("prefill", "decode"), ((0, (0, 1)), (1, (2,)))):
+        part, numbers = layers
+        model = onnx.load(str(folder / f"{graph}.{part}.onnx"))
+        for layer, kind in itertools.product(numbers, ("key", "value")):
+            scales = found.setdefault(f"{kind}.{layer}", set())
+            scales |= {scale_of(model, f"past_{kind}.{layer}"), scale_of(model, f"new_{kind}.{layer}")}
+    assert len(found) == 6
+    assert all(len(scales) == 1 for scales in found.values()), found
+    assert len(set.union(*found.values())) == 6
+
+
+def scale_of(model: onnx.ModelProto, value: str) -> float:
+    """The one scale of an int8 input or output."""
+    constants = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    scales = [
+        constants[node.input[1]]
+        for node in model.graph.node
+        if (node.op_type == "DequantizeLinear" and node.input[0] == value)
+        or (node.op_type == "QuantizeLinear" and node.output[0] == value)
+    ]
+    assert scales
+    assert all(scale.shape == () and scale == scales[0] for scale in scales)
+    return float(scales[0])
 
 
 def test_the_emulation_repeats_the_numbers_at_export(bundles: Callable[[str], Path]) -> None:
@@ -440,14 +474,77 @@ def test_the_compiler_is_stopped_at_its_bound_of_memory(tmp_path: Path) -> None:
 def test_the_emulation_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
     graph = written(tmp_path, linear_and("Sigmoid"))
     x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 32)).astype(np.float32)
-    np.savez(tmp_path / "in.npz", x=x)
+    np.testing.assert_allclose(emulated(tmp_path, graph.path, {"x": x})["y"], 1 / (1 + np.exp(-x)), atol=1e-4)
+
+
+def emulated(folder: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    np.savez(folder / "in.npz", allow_pickle=False, **inputs)
     job = {
-        "work": "emulate", "graph": str(graph.path), "inputs": str(tmp_path / "in.npz"), "outputs": str(tmp_path / "out.npz"),
+        "work": "emulate", "graph": str(path), "inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz"),
         "options": compile_options(SOCS["SM8750"], None),
     }  # fmt: skip
-    run_worker(tmp_path, job, "small", 4 << 30)
-    with np.load(tmp_path / "out.npz") as arrays:
-        np.testing.assert_allclose(arrays["y"], 1 / (1 + np.exp(-x)), atol=1e-4)
+    run_worker(folder, job, path.stem, 4 << 30)
+    with np.load(folder / "out.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def on_the_npu(
+    folder: Path, graph: StaticGraph, inputs: dict[str, Array], *, half: bool = False
+) -> tuple[float, dict[str, Any]]:
+    """Compile a graph and emulate it on float inputs, from which its ranges are: agreement with the CPU, and what it gives."""
+    with float_run(graph) as run:
+        run.run(inputs)
+    path, data = folder / f"{graph.name}.onnx", folder / f"{graph.name}.data"
+    with TensorFile(data) as tensors:
+        if half:
+            write_half(graph, path, tensors)
+        else:
+            write_qdq(graph, run.ranges, path, tensors)
+    known = quantizations(graph, run.ranges)
+    given = {name: known[name].encode(x) if graph.kinds.get(name) == "int8" else x for name, x in inputs.items()}
+    assert compiler_for("SM8750", folder / "store").compile(graph.name, [path], [data]).binary.stat().st_size > 1000
+    found = emulated(folder, path, given)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    expected = dict(zip(graph.outputs, session.run(graph.outputs, given), strict=True))
+    return agreement(found, expected), found
+
+
+@pytest.mark.parametrize("prepared", ["clip", "clip, several layers"], indirect=True)
+@pytest.mark.parametrize("half", [False, True], ids=["int16", "float16"])
+def test_the_tower_and_connector_of_llava_run_on_the_npu(prepared: Prepared, tmp_path: Path, half: bool) -> None:
+    """Class token, quick_gelu, one feature layer without the first position, or several with it."""
+    spec, weights, size = prepared.spec, prepared.weights, prepared.spec.vision.image_size
+    model = EagerModel(spec, weights)
+    patches = model.patch_embed(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    expected = model.vision_blocks(patches)
+    tower = parts.vision_part(spec, weights, 0, spec.vision.blocks, batch=1)
+    cosine_with_cpu, found = on_the_npu(tmp_path, tower, {"patches": patches.numpy()}, half=half)
+    assert cosine_with_cpu >= AGREEMENT
+    assert cosine(found["features"], expected.numpy()) > 0.999
+    cosine_with_cpu, found = on_the_npu(tmp_path, parts.connector(spec, weights, batch=1), found, half=half)
+    assert cosine_with_cpu >= AGREEMENT
+    assert cosine(found["tokens"], model.connect(expected).numpy()) > 0.999
+
+
+@pytest.mark.parametrize("length", [CHUNK, 1])
+def test_a_decoder_with_weights_per_channel_runs_on_the_npu(tmp_path: Path, length: int) -> None:
+    save_llava(tmp_path / "checkpoint", **CASES["clip"])  # type: ignore[arg-type]
+    recipe = ExportRecipe(qnn=Qnn(decoder_weights="per_channel"))
+    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
+        prepared = prepare(checkpoint, recipe)
+        prepared.weights.keep_in_memory(1 << 40)
+    spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
+    graph = parts.decoder_part(spec, weights, int4_reader(weights, recipe), 0, decoder.layers, length=length, capacity=CAPACITY)
+    assert all(matrix.read().scales.shape[1] == 1 for matrix in graph.matrices.values())  # type: ignore[union-attr]
+    random = np.random.default_rng(0)
+    inputs = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in graph.inputs.items()}
+    inputs |= positions(prepared, past=16, length=length)
+    cosine_with_cpu, found = on_the_npu(tmp_path, graph, inputs)
+    assert cosine_with_cpu >= AGREEMENT
+    assert found.keys() == {"hidden", *(f"new_{kind}.{layer}" for kind in ("key", "value") for layer in range(decoder.layers))}
 
 
 def test_agreement_tells_cache_and_activations_apart() -> None:

@@ -62,8 +62,10 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 def test_text_in_a_script_that_the_vocabulary_lacks_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "text.txt"
     path.write_text(RUSSIAN, encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"script .* 1\.\d\d tokens for each character, and 0\.\d\d for English"):
+    with pytest.raises(RecipeError, match=r"script .* 1\.\d\d tokens for each character, and 0\.\d\d for English") as caught:
         token_ids(tokenizer, str(path), 100)
+    assert "calibration.any_script: true" in caught.value.hint
+    assert token_ids(tokenizer, str(path), 100, any_script=True) == tokenizer.encode(RUSSIAN[:1200], special=False)
     path.write_text(ENGLISH, encoding="utf-8")
     assert len(token_ids(tokenizer, str(path), 100)) >= 100
 

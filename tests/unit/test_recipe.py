@@ -46,6 +46,7 @@ calibration:
   prompts: [What is it?]
   text: prose.txt
   tokens: 100
+  any_script: true
 thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25, task: 0.75}
 task: questions.json
 tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
@@ -66,7 +67,7 @@ tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0
         4,
         KvCache("float32", "per_tensor"),
         Qnn(("decoder",), 2, "float16", "per_channel", "split", 4, 2.5, 4, True, False, "all"),
-        Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100),
+        Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100, True),
         Thresholds(0.5, 1.0, 0.25, 0.75),
         str(tmp_path / "questions.json"),
     )

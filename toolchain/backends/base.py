@@ -109,12 +109,15 @@ class Candidate:
     """One value of a setting, with what the target's compiler estimates for it.
 
     Attributes:
-        spilled_bytes: intermediate values of one layer that leave the chip's own memory.
+        milliseconds: None where the compiler can do nothing with it.
+        spilled_bytes: intermediate values of one layer that leave the chip's own memory, in the graph where they are most.
+        failure: why it cannot be compiled.
     """
 
     value: str
-    milliseconds: float
+    milliseconds: float | None
     spilled_bytes: int
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +180,11 @@ class Backend(Protocol):
     def tune(
         self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
     ) -> tuple[ExportRecipe, list[Choice]]:
-        """The recipe with the settings that the target's compiler finds fastest.
+        """The recipe with the settings that the target's compiler finds fastest. Begins a stage of `progress`.
 
         Raises:
             UsageError: the target has nothing to choose.
+            GateError, EnvironmentFault: the compiler can do nothing with any candidate of a setting.
         """
 
     def lower(self, job: LowerJob) -> Lowered:

@@ -23,7 +23,6 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*\bextra\s*==\s*['\"](\w+)['\"])?")
 # Extras, and what they are for. One with the name of a family of targets is needed for those alone.
 _CHECKED = {"": "runtime", "cli": "command line", "export": "export", "qnn": "targets qnn:*"}
-_ALWAYS = (_CHECKED[""], _CHECKED["cli"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,8 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
     """
     if target is not None:
         BACKENDS.require(target)
-    family = (target or "").partition(":")[0]
-    extra = family if family in _CHECKED and family else "export" if target else "cli"
-    wanted_for = {*_ALWAYS, *((_CHECKED["export"], _CHECKED[extra]) if target else ())}
+    extras = _extras(target)
+    wanted_for = {_CHECKED[""], _CHECKED["cli"], *(_CHECKED[extra] for extra in extras)}
     packages = check_packages()
     faults = [item for item in packages if not item.ok and item.needed_for in wanted_for]
     checks = []
@@ -84,11 +82,19 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
         names = ", ".join(f"{item.name} ({item.installed or 'missing'}, wanted {item.wanted or 'any'})" for item in faults)
         raise EnvironmentFault(
             f"packages are missing or of another version: {names}",
-            f"pip install 'pocketvlm[{extra}]'; in a clone: '.[{extra}]'",
+            f"pip install 'pocketvlm[{','.join(extras)}]'; in a clone: '.[{','.join(extras)}]'",
         )
     for check in checks:
         if not check.ok:
             raise EnvironmentFault(f"{check.name}: {check.found}, needed is {check.needed}", check.hint)
+
+
+def _extras(target: str | None) -> tuple[str, ...]:
+    """What has to be installed to export for a target; without one, to run bundles."""
+    if target is None:
+        return ("cli",)
+    family = target.partition(":")[0]
+    return ("export", family) if family in _CHECKED else ("export",)
 
 
 def check_packages() -> list[Package]:

@@ -11,10 +11,10 @@ from typing import Any
 
 from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.toolchain.backends import BACKENDS
-from pocketvlm.toolchain.backends.base import Choice
+from pocketvlm.toolchain.backends.base import Candidate, Choice
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_table
 from pocketvlm.toolchain.progress import RichProgress
-from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
+from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe, with_paths
 
 _LABEL = "estimates of the compiler for a simulated chip: for ranking, never a phone's latency"
 
@@ -28,7 +28,11 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
     BACKENDS.require(target)
     if output.exists():
         raise UsageError(f"{output}: exists", "choose another output, or remove it yourself")
-    recipe = replace(load_recipe(config) if config else ExportRecipe(), targets=(target,))
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no folder {output.parent}", "make it first")
+    recipe = load_recipe(config) if config else ExportRecipe()
+    if target not in recipe.targets:
+        recipe = replace(recipe, targets=(target,))
 
     from pocketvlm.toolchain.checkpoint import Checkpoint
     from pocketvlm.toolchain.export import describe
@@ -38,7 +42,6 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
         spec, rename = describe(opened, recipe)
         backend = BACKENDS.load(target)(target)
         backend.check(spec, recipe)
-        progress.stage("tune", 8)
         with tempfile.TemporaryDirectory(prefix="pocketvlm-tune-") as scratch:
             tuned, choices = backend.tune(spec, CanonicalWeights(opened, spec, rename), recipe, Path(scratch), progress)
     try:
@@ -51,10 +54,15 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
         print_json({"recipe": str(output), "label": _LABEL, "choices": [asdict(choice) for choice in choices]})
         return
     for choice in choices:
-        rows = [(item.value, f"{item.milliseconds:.1f}", f"{item.spilled_bytes / 1e6:.1f}", "*" * (item.value == choice.winner))
-                for item in choice.candidates]  # fmt: skip
+        rows = [_row(item, choice.winner) for item in choice.candidates]
         print_table(f"\n{choice.key}: {choice.work}", ("value", "ms simulated", "MB spilled a layer", ""), rows)
     print_line(f"\n{_LABEL}\n{output}")
+
+
+def _row(item: Candidate, winner: str) -> tuple[str, str, str, str]:
+    if item.milliseconds is None:
+        return item.value, "none", "", item.failure
+    return item.value, f"{item.milliseconds:.1f}", f"{item.spilled_bytes / 1e6:.1f}", "*" if item.value == winner else ""
 
 
 def recipe_text(recipe: ExportRecipe, choices: list[Choice], target: str, checkpoint: str, folder: Path) -> str:
@@ -63,6 +71,9 @@ def recipe_text(recipe: ExportRecipe, choices: list[Choice], target: str, checkp
     for choice in choices:
         lines.append(f"# {choice.key}: {choice.work}")
         for item in choice.candidates:
+            if item.milliseconds is None:
+                lines.append(f"#   {item.value:>6}  not compiled: {' '.join(item.failure.split())}")
+                continue
             mark = " <- taken" if item.value == choice.winner else ""
             spilled = f", {item.spilled_bytes / 1e6:.1f} MB spilled a layer" if item.spilled_bytes else ""
             lines.append(f"#   {item.value:>6}  {item.milliseconds:10.1f} ms{spilled}{mark}")
@@ -74,17 +85,13 @@ def _yaml(recipe: ExportRecipe, choices: list[Choice], folder: Path) -> Iterator
 
     from ruamel.yaml import YAML
 
+    recipe = with_paths(recipe, lambda path: _relative(path, folder))
     changed = _changed(recipe, ExportRecipe())
     for choice in choices:
         # Written even where it is the default of today.
         section, _, name = choice.key.rpartition(".")
         where = getattr(recipe, section) if section else recipe
         (changed.setdefault(section, {}) if section else changed)[name] = getattr(where, name)
-    for section, names in (("calibration", ("images", "text")), ("", ("task",))):
-        place = changed.get(section, {}) if section else changed
-        for name in names:
-            if place.get(name):
-                place[name] = _relative(place[name], folder)
     buffer = io.StringIO()
     writer = YAML()
     writer.default_flow_style = False
@@ -92,10 +99,9 @@ def _yaml(recipe: ExportRecipe, choices: list[Choice], folder: Path) -> Iterator
     yield from buffer.getvalue().splitlines()
 
 
-def _relative(path: Any, folder: Path) -> Any:
-    if isinstance(path, list):
-        return [_relative(item, folder) for item in path]
-    return os.path.relpath(path, folder)
+def _relative(path: str, folder: Path) -> str:
+    """`path` as seen from `folder`; a link on the way to either would lead ".." elsewhere."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
 
 def _changed(value: Any, default: Any) -> dict[str, Any]:

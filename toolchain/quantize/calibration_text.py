@@ -52,14 +52,17 @@ def read_text(path: str | None, least: int = 1000) -> str:
     return text
 
 
-def token_ids(tokenizer: Tokenizer, path: str | None, most: int) -> list[int]:
+def token_ids(tokenizer: Tokenizer, path: str | None, most: int, *, any_script: bool = False) -> list[int]:
     """The first tokens of the text, about `most` of them or more; of the built-in one where the model writes its own.
+
+    Args:
+        any_script: leave out `check_script`.
 
     Raises: as `read_text` and `check_script`.
     """
     named = None if path == GENERATED else path
     text = read_text(named)
-    if named is not None:
+    if named is not None and not any_script:
         check_script(tokenizer, text, named)
     # Twelve characters per token is more than any tokenizer needs; a whole book need not be tokenised.
     return tokenizer.encode(text[: 12 * most], special=False)
@@ -68,14 +71,15 @@ def token_ids(tokenizer: Tokenizer, path: str | None, most: int) -> list[int]:
 def check_script(tokenizer: Tokenizer, text: str, path: str) -> None:
     """Refuse text that the model's vocabulary was not made for: its statistics are not those of the text that users bring.
 
-    Such text comes out as unknown tokens, or spelled byte by byte. A vocabulary that spells English, too, knows no better.
+    Such text comes out as unknown tokens, or spelled byte by byte. A vocabulary that spells English, too, knows no better. The
+    bounds are guesses, so that whoever knows better can have it otherwise.
 
     Raises:
         RecipeError: saying what became of the text.
     """
     start = text[:_JUDGED_CHARACTERS]
     ids = tokenizer.encode(start, special=False)
-    hint = "name text in the languages that the model is for, or leave it out to take the one built in"
+    hint = "name text in the languages that the model is for, or set calibration.any_script: true if this is one of them"
     unknown = sum(token == tokenizer.unknown_id for token in ids) / max(len(ids), 1)
     if unknown > _MOST_UNKNOWN:
         raise RecipeError(f"calibration text {path!r}: the tokenizer does not know {unknown:.0%} of its tokens", hint)

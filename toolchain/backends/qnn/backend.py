@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx
 
-from pocketvlm.errors import UsageError
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
 from pocketvlm.runtime.manifest import VariantSpec
 from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
@@ -20,6 +19,7 @@ from pocketvlm.toolchain.backends.qnn.emulation import Emulation, Recordings
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.needs import needs
+from pocketvlm.toolchain.backends.qnn.settings import check_settings
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
 from pocketvlm.toolchain.progress import Progress
@@ -41,21 +41,13 @@ class Qnn:
         self._soc = SOCS[target.removeprefix("qnn:")]
 
     def check(self, spec: ModelSpec, recipe: ExportRecipe) -> None:
-        """Refuse float precision, and a machine without the compiler.
+        """Refuse settings that this chip cannot follow, and a machine without the compiler.
 
         Raises:
             UsageError: naming the setting.
             EnvironmentFault: the package with the compiler is missing.
         """
-        if recipe.precision == "fp32":
-            raise UsageError(f"target {self._target} has no float32 form", "leave out --precision fp32, or export for ort-cpu")
-        if recipe.kv_cache.dtype != "int8":
-            raise UsageError(f"target {self._target} keeps its cache in 8 bits", "leave out kv_cache.dtype")
-        if len(recipe.qnn.stages) < 2 and "ort-cpu" not in recipe.targets:
-            raise UsageError(
-                f"qnn.stages {list(recipe.qnn.stages)} leaves the other half to target ort-cpu, which is not exported",
-                "add --target ort-cpu",
-            )
+        check_settings(self._target, self._soc, spec, recipe)
         qairt_version()
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:

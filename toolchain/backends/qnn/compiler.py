@@ -32,6 +32,8 @@ _POLL_SECONDS = 0.2
 # The compiler's highest level.
 _OPTIMIZATION = "3"
 _UNSUPPORTED = re.compile(r"\{ name: ([^,{}]+), type: ([^,{}]+) \}")
+_MEMORY_SHORT = re.compile(r"bad_?alloc|MemoryError|out of memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
+_DISK_FULL = re.compile(r"no space left on device", re.IGNORECASE)
 _WORKER = "pocketvlm.toolchain.backends.qnn.compile_worker"
 # Raised when this module or what it asks of the compiler changes: older results are then no longer taken.
 _FORMAT = 2
@@ -183,7 +185,7 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise _failure(name, log.read_text(encoding="utf-8", errors="replace"), child.returncode) from None
+        raise _failure(name, log, child.returncode) from None
     log.unlink()
     path.unlink()
     (folder / "result.json").unlink()
@@ -208,10 +210,11 @@ def _watch(child: subprocess.Popen[bytes], name: str, memory_bytes: int) -> int:
     return peak
 
 
-def _failure(name: str, log: str, code: int) -> GateError | EnvironmentFault:
+def _failure(name: str, log: Path, code: int) -> GateError | EnvironmentFault:
     """What the child's words mean."""
+    words = log.read_text(encoding="utf-8", errors="replace")
     # Partitions of what can run there are listed, too.
-    refused = [found for found in dict.fromkeys(_UNSUPPORTED.findall(log)) if not found[1].startswith("QNNExecutionProvider")]
+    refused = [found for found in dict.fromkeys(_UNSUPPORTED.findall(words)) if not found[1].startswith("QNNExecutionProvider")]
     if refused:
         shown = ", ".join(f"{kind} {node.removesuffix('_node').removesuffix('.value')!r}" for node, kind in refused[:5])
         more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
@@ -219,7 +222,16 @@ def _failure(name: str, log: str, code: int) -> GateError | EnvironmentFault:
             f"{name}: {shown}{more} cannot run on the NPU",
             "export for ort-cpu, keep this stage on the CPU (qnn.stages), or report the model",
         )
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = [line for line in words.splitlines() if line.strip()]
     told = lines[-1].strip()[:300] if lines else "it said nothing"
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return EnvironmentFault(f"{name}: the compiler failed ({ended}): {told}", "set qnn.layers_per_part lower, or see --debug")
+    return EnvironmentFault(f"{name}: the compiler failed ({ended}): {told}", _advice(words, log, code))
+
+
+def _advice(words: str, log: Path, code: int) -> str:
+    """What may help. Of memory that has run out, often nothing is seen but a signal."""
+    if _DISK_FULL.search(words):
+        return "free some space"
+    if code < 0 or _MEMORY_SHORT.search(words):
+        return "set qnn.layers_per_part lower, or close other programs"
+    return f"all that it said is in {log}"

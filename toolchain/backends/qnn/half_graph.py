@@ -1,7 +1,7 @@
 """Writes a `StaticGraph` with float16 activations and INT8 weights (BlueLM-V-3B, section 3.4, for the vision stages).
 
 Matrix products become MatMulNBits with 8 bits, which the QNN provider hands to the NPU as weights with block scales; every
-block of an output gets the output's one scale. No ranges are needed.
+block of an output gets the output's one scale. No ranges are needed. SMALLEST_BLOCK must divide the widths of all matrices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of
 from pocketvlm.toolchain.backends.qnn.static_graph import Matrix, Node, StaticGraph
 from pocketvlm.toolchain.quantize.block import BlockWeights
 
-_LARGEST_BLOCK = 128
+SMALLEST_BLOCK = 16
+_BLOCKS = (128, 64, 32, SMALLEST_BLOCK)
 _MIDDLE = 128
 
 
@@ -59,7 +60,7 @@ def _product(writer: GraphWriter, x: str, name: str, matrix: Matrix, results: li
     assert not isinstance(found, BlockWeights)
     codes, scales = found
     inputs, outputs = codes.shape
-    block = next(size for size in (_LARGEST_BLOCK, 64, 32, 16) if inputs % size == 0)
+    block = next(size for size in _BLOCKS if inputs % size == 0)
     unsigned = (codes.T.astype(np.int16) + _MIDDLE).astype(np.uint8).reshape(outputs, inputs // block, block)
     repeated: NDArray[np.float16] = np.repeat((scales * matrix.row_scale).astype(np.float16)[:, None], inputs // block, 1)
     weights = [writer.weight(f"{name}.codes", unsigned), writer.weight(f"{name}.block_scales", repeated)]

@@ -14,6 +14,7 @@ from pathlib import Path
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn.compiler import run_worker
+from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import write_qdq
 from pocketvlm.toolchain.backends.qnn.socs import Soc
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
@@ -36,11 +37,14 @@ class Simulated:
     spilled_bytes: int
 
 
-def simulate(graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm_mb: int | None = None) -> Simulated:
+def simulate(
+    graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm_mb: int | None = None, *, half: bool = False
+) -> Simulated:
     """Estimate one run of `graph`; the ranges of its values do not matter.
 
     Args:
         folder: scratch folder; it is removed.
+        half: with float16 activations instead of 16-bit integers.
 
     Raises:
         GateError: an operator does not land on the NPU.
@@ -48,9 +52,12 @@ def simulate(graph: StaticGraph, soc: Soc, folder: Path, memory_bytes: int, vtcm
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    path = folder / "graph.onnx"
+    path = folder / f"{graph.name}.onnx"
     with TensorFile(folder / "graph.data") as tensors:
-        write_qdq(graph, dict.fromkeys(graph.activations(), _ANY_RANGE), path, tensors)
+        if half:
+            write_half(graph, path, tensors)
+        else:
+            write_qdq(graph, dict.fromkeys(graph.activations(), _ANY_RANGE), path, tensors)
     found = simulate_file(path, soc, folder / "run", memory_bytes, vtcm_mb)
     shutil.rmtree(folder)
     return found
