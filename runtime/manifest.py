@@ -184,7 +184,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
-    """One graph of a variant. Two stages may name the same file: it is opened once.
+    """One graph of a variant. Stages of one file, engine and options are one session: it is opened once.
 
     Attributes:
         external_data: further files that the graph refers to.
@@ -276,6 +276,11 @@ class VariantSpec:
         """Engine and its options for one graph."""
         spec = self.stages[stage]
         return (spec.engine, spec.engine_options) if spec.engine else (self.engine, self.engine_options)
+
+    def session_key(self, stage: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        """What makes one graph a session of its own: stages with equal keys share theirs."""
+        engine, options = self.engine_of(stage)
+        return self.stages[stage].file, engine, tuple(sorted(options.items()))
 
 
 @dataclass(frozen=True, slots=True)

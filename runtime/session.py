@@ -81,7 +81,7 @@ class VlmSession:
         vision = VisionEncoder(
             variant,
             # The producer's patch embedding is small, and shares the cores with the stages that it feeds.
-            lambda stage: sessions.open(stage, 1 if overlap and stage == "patch_embed" else threads),
+            lambda stage: sessions.open(stage, 1 if overlap and stage in variant.chain("patch_embed") else threads),
             batch=vision_batch or variant.vision_batch,
             overlap=overlap,
             trace=self._trace,
@@ -269,7 +269,7 @@ class VlmSession:
 
 
 class _Sessions:
-    """Opens stages; those of the decoder once per file.
+    """Opens stages; those of the decoder that are the same session, once.
 
     Vision stages are opened again after a release. Their files must be those that were verified when the bundle was opened:
     an export may have put another bundle in its place.
@@ -280,7 +280,7 @@ class _Sessions:
         self._variant = variant
         self._threads = threads
         self._engines = {name: load_engine(name) for name in {variant.engine_of(stage)[0] for stage in variant.stages}}
-        self._shared: dict[Path, EngineSession] = {}
+        self._shared: dict[object, EngineSession] = {}
         self._verified = {stage: self._files_of(stage) for stage in variant.stages}
 
     def open(self, stage: str, threads: int | None) -> EngineSession:
@@ -304,11 +304,11 @@ class _Sessions:
         return [_identity(self._bundle.path(name)) for name in (spec.file, *spec.external_data)]
 
     def shared(self, stage: str) -> EngineSession:
-        path = self._bundle.path(self._variant.stages[stage].file)
-        if path not in self._shared:
+        key = self._variant.session_key(stage)
+        if key not in self._shared:
             # A table look-up gains nothing from threads.
-            self._shared[path] = self.open(stage, 1 if stage == "embed_tokens" else self._threads)
-        return self._shared[path]
+            self._shared[key] = self.open(stage, 1 if stage == "embed_tokens" else self._threads)
+        return self._shared[key]
 
     def close(self) -> None:
         for session in self._shared.values():
