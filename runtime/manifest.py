@@ -27,6 +27,10 @@ _MAX_PATH = 1024
 MAX_TILE_SIZE = 4096
 MAX_GRIDS = 1000
 MAX_GRID_SIDE = 100
+# The engine whose graphs are compiled for one device.
+NPU_ENGINE = "onnxruntime-qnn"
+# Version of its compiler, such as 2.50.40.
+QAIRT_VERSION = r"[0-9]{1,4}(\.[0-9]{1,6}){1,3}"
 # An image is brought to the size of its grid, in memory, before it is cut.
 MAX_GRID_PIXELS = 1 << 25
 
@@ -421,28 +425,6 @@ def _check(manifest: Manifest) -> None:
         raise BundleError("manifest.json holds no variant", "export the checkpoint again")
     for variant in manifest.variants:
         _check_variant(variant)
-
-
-def check_vision_sizes(manifest: Manifest, variant: VariantSpec) -> None:
-    """Refuse a variant whose vision stages do not take the tiles, or do not give the tokens, that the manifest speaks of.
-
-    Raises:
-        BundleError: naming stage and tensor.
-    """
-    side, tokens = manifest.tiling.tile_size, manifest.image_tokens.rows * manifest.image_tokens.cols
-    for name, stage in variant.stages.items():
-        if name == "patch_embed":
-            tensor, fits = stage.inputs[0], stage.inputs[0].shape[2:] == (side, side)
-        elif name == "connector":
-            tensor, fits = stage.outputs[0], stage.outputs[0].shape[1:2] == (tokens,)
-        else:
-            continue
-        if not fits:
-            raise BundleError(
-                f"manifest.json: variant {variant.name!r}, stage {name}: {tensor.name} has the shape {list(tensor.shape)}, "
-                f"but tiles have {side} pixels a side and give {tokens} tokens",
-                "export the checkpoint again",
-            )
 
 
 def _check_variant(variant: VariantSpec) -> None:

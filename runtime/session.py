@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Self, get_args
 
 from pocketvlm.errors import BundleError, UsageError
-from pocketvlm.runtime import vision as vision_module
 from pocketvlm.runtime.answer import Answer, Messages, Workshop
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.chat import ChatStream, Turn
 from pocketvlm.runtime.decoder import Decoder
-from pocketvlm.runtime.decoder_contract import STAGES as DECODER_STAGES
 from pocketvlm.runtime.decoder_contract import stage_names
 from pocketvlm.runtime.encoding import EncodedImage, ImageEncoder, Release, ReleasePolicy
 from pocketvlm.runtime.engines import load_engine
@@ -335,13 +333,6 @@ def _check_options(
         raise UsageError(f"threads is {threads}", f"it must be at most {most} on this machine of {os.cpu_count()} processors")
     if release not in get_args(ReleasePolicy):
         raise UsageError(f"release is {release!r}", f"it must be one of {', '.join(get_args(ReleasePolicy))}")
-    for stage in (*vision_module.STAGES, *DECODER_STAGES):
-        if not variant.chain(stage):
-            raise BundleError(f"manifest.json: variant {variant.name!r} has no stage {stage!r}", "export the checkpoint again")
-    known = {part for stage in vision_module.STAGES for part in variant.chain(stage)} | {*stage_names(variant)}
-    unknown = variant.stages.keys() - known
-    if unknown:
-        raise BundleError(f"manifest.json: variant {variant.name!r} needs stages {sorted(unknown)}", "update PocketVLM")
     fixed = variant.stages[variant.chain("vision_encoder")[0]].inputs[0].shape[0]
     if vision_batch is not None and isinstance(fixed, int) and vision_batch % fixed:
         raise UsageError(

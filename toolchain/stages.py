@@ -13,8 +13,8 @@ from pocketvlm.runtime.decoder import Decoder
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.protocol import Array, EngineSession
 from pocketvlm.runtime.manifest import VariantSpec
-from pocketvlm.runtime.vision import STAGES as VISION_STAGES
 from pocketvlm.runtime.vision import run_stage
+from pocketvlm.runtime.vision_contract import STAGES as VISION_STAGES
 
 __all__ = ["VISION_STAGES", "OpenStages", "open_stages"]
 
