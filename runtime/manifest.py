@@ -193,7 +193,8 @@ class StageSpec:
     Attributes:
         external_data: further files that the graph refers to.
         kernels: what it runs, where that is known: kernel -> how often.
-        engine, engine_options: where they differ from the variant's; options belong to the engine.
+        engine, engine_options: where they differ from the variant's. A stage with an engine brings all its options: of the
+            variant's none hold.
     """
 
     file: str
@@ -236,7 +237,7 @@ class DeviceSpec:
         soc: its name, as Android's `ro.soc.model` gives it.
         soc_model: Qualcomm's number for it.
         architecture: version of its Hexagon tensor processor.
-        qairt: version of Qualcomm's compiler; the device's runtime must not be older.
+        qairt: version of Qualcomm's compiler, such as "2.50.40"; the device's runtime must not be older.
     """
 
     soc: str
@@ -253,7 +254,7 @@ class VariantSpec:
         stages: patch_embed, vision_encoder, connector, fusion (optional), embed_tokens, prefill, decode, and, where a
             target needs them, prefill_positions and decode_positions (run before prefill and decode) and lm_head (run after
             them on one position). A stage in parts is listed as prefill.0, prefill.1, ...: `chain` puts them in order.
-        device: what the binaries need; None: any machine that has the engine.
+        device: what the binaries need; None: any machine that has the engine, which is then not `NPU_ENGINE`.
     """
 
     name: str
@@ -428,6 +429,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_variant(variant: VariantSpec) -> None:
+    _check_device(variant)
     cache = variant.kv_cache
     for name, value, most in (
         ("vision_batch", variant.vision_batch, 4096),
@@ -448,6 +450,28 @@ def _check_variant(variant: VariantSpec) -> None:
         for tensor in (*stage.inputs, *stage.outputs):
             if not tensor.shape or any(isinstance(size, int) and not 1 <= size < 1 << 31 for size in tensor.shape):
                 raise BundleError(f"{where}: {tensor.name} cannot have the shape {list(tensor.shape)}")
+
+
+def _check_device(variant: VariantSpec) -> None:
+    """What runs on an NPU was compiled for a device, and the engine must be told of the same one."""
+    where, device = f"manifest.json: variant {variant.name!r}", variant.device
+    if device is None:
+        if NPU_ENGINE in (variant.engine, *(stage.engine for stage in variant.stages.values())):
+            raise BundleError(f"{where} uses the engine {NPU_ENGINE} and names no device", "export the checkpoint again")
+        return
+    if not re.fullmatch(QAIRT_VERSION, device.qairt):
+        raise BundleError(
+            f"{where}: device.qairt is {device.qairt[:40]!r}, not a version such as 2.50.40", "export the checkpoint again"
+        )
+    for stage in variant.stages:
+        engine, options = variant.engine_of(stage)
+        for option, value in (("soc_model", device.soc_model), ("htp_arch", device.architecture)):
+            told = options.get(option, str(value))
+            if engine == NPU_ENGINE and told != str(value):
+                raise BundleError(
+                    f"{where}, stage {stage}: engine option {option} is {told[:40]!r}, the device's number is {value}",
+                    "export the checkpoint again",
+                )
 
 
 def to_json(value: Any) -> Any:
