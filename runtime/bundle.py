@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime import decoder_contract, vision_contract
 from pocketvlm.runtime.devices import check_device
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.qnn_provider import emulated
@@ -30,11 +31,10 @@ from pocketvlm.runtime.manifest import (
     Manifest,
     VariantSpec,
     check_relative_path,
-    check_vision_sizes,
     manifest_hash,
     parse_manifest,
 )
-from pocketvlm.runtime.placement import place
+from pocketvlm.runtime.placement import check_stages, place
 
 _COPY_AGAIN = "copy the bundle again or export it again"
 _BLOCK = 1 << 20
@@ -94,21 +94,28 @@ class Bundle:
         Raises:
             UsageError: the bundle has no such variant.
             EnvironmentFault: none of its engines runs here, or the variant was compiled for another device.
-            BundleError: its vision stages do not fit the manifest.
+            BundleError: a stage is missing or not known, or the vision stages do not fit the manifest.
         """
         if target is None:
             chosen = self._first()
+            check_stages(chosen)
         else:
             vision_target, _, decoder_target = target.partition("+")
-            chosen = place(self._named(vision_target), self._named(decoder_target or vision_target))
-        check_vision_sizes(self.manifest, chosen)
+            chosen = self._placed(self._named(vision_target), self._named(decoder_target or vision_target))
+        vision_contract.check_sizes(self.manifest, chosen)
         return chosen
+
+    def _placed(self, vision: VariantSpec, decoder: VariantSpec) -> VariantSpec:
+        for half in (vision, decoder):
+            check_stages(half)
+        check_device(vision, vision_contract.stage_names(vision))
+        check_device(decoder, decoder_contract.stage_names(decoder))
+        return place(vision, decoder)
 
     def _named(self, target: str) -> VariantSpec:
         variants = self.manifest.variants
         for variant in variants:
             if target in (variant.name, variant.target):
-                check_device(variant)
                 return variant
         known = ", ".join(dict.fromkeys(variant.target for variant in variants))
         raise UsageError(f"the bundle has no variant for {target!r}", f"it has {known}")
@@ -117,8 +124,9 @@ class Bundle:
         reasons = []
         for variant in self.manifest.variants:
             try:
-                load_engine(variant.engine)
-                check_device(variant)
+                for engine in dict.fromkeys(variant.engine_of(stage)[0] for stage in variant.stages):
+                    load_engine(engine)
+                check_device(variant, variant.stages)
             except (BundleError, EnvironmentFault) as error:
                 reasons.append(f"{variant.name}: {error.message}")
                 continue

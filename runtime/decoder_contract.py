@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pocketvlm.errors import BundleError
-from pocketvlm.runtime.manifest import StageSpec, TensorSpec, VariantSpec
+from pocketvlm.runtime.manifest import TensorSpec, VariantSpec
+from pocketvlm.runtime.stage_chain import check_chain
 
 STAGES = ("embed_tokens", "prefill", "decode")
-_EXPORT_AGAIN = "export the checkpoint again"
 
 
 def decoder_chain(variant: VariantSpec, name: str) -> tuple[str, ...]:
@@ -39,11 +39,10 @@ def check_contract(variant: VariantSpec, chains: Mapping[str, Iterable[str]]) ->
             wanted.add("hidden")
         elif name == "decode" or any(tensor.name == "logits" for stage in chain for tensor in stages[stage].outputs):
             wanted.add("logits")
-        _check_chain([stages[stage] for stage in chain], name, {"embeddings", "past_length", *past}, wanted)
-    embed = stages["embed_tokens"]
-    _check_chain([embed], "embed_tokens", {"token_ids"}, {"embeddings"})
+        check_chain(name, [stages[stage] for stage in chain], {"embeddings", "past_length", *past}, wanted)
+    check_chain("embed_tokens", [stages["embed_tokens"]], {"token_ids"}, {"embeddings"})
     if head is not None:
-        _check_chain([head], "lm_head", {"hidden"}, {"logits"})
+        check_chain("lm_head", [head], {"hidden"}, {"logits"})
     for stage in (stages[stage] for stage in chains["prefill"]):
         fixed = any(tensor.name == "embeddings" and isinstance(tensor.shape[1], int) for tensor in stage.inputs)
         if fixed and cache.protocol == "in_place":
@@ -51,35 +50,6 @@ def check_contract(variant: VariantSpec, chains: Mapping[str, Iterable[str]]) ->
             raise BundleError("manifest.json: stage prefill has a fixed length with the in_place cache protocol")
     if cache.keys_transposed and cache.protocol == "in_place":
         raise BundleError("manifest.json: transposed keys go with the cache protocol columns only")
-
-
-def _check_chain(stages: list[StageSpec], name: str, given: set[str], wanted: set[str]) -> None:
-    """Everything that is given must be taken, and everything that is made must be taken or wanted."""
-    made: dict[str, TensorSpec] = {}
-    taken: set[str] = set()
-    for stage in stages:
-        for tensor in stage.inputs:
-            taken.add(tensor.name)
-            source = made.get(tensor.name)
-            if source is None and tensor.name not in given:
-                raise _mismatch(name, stage, {tensor.name})
-            if source is not None and (source.shape, source.dtype) != (tensor.shape, tensor.dtype):
-                raise BundleError(
-                    f"manifest.json: stage {name} ({stage.file}) takes {tensor.name} as {tensor.dtype} {list(tensor.shape)}, "
-                    f"an earlier part makes it {source.dtype} {list(source.shape)}",
-                    _EXPORT_AGAIN,
-                )
-        made |= {tensor.name: tensor for tensor in stage.outputs}
-    difference = (given - taken) | (wanted - made.keys()) | (made.keys() - wanted - taken)
-    if difference:
-        raise _mismatch(name, stages[-1], difference)
-
-
-def _mismatch(name: str, stage: StageSpec, difference: set[str]) -> BundleError:
-    shown = ", ".join(sorted(difference)[:4])
-    return BundleError(
-        f"manifest.json: stage {name} ({stage.file}) differs from the decoder's inputs and outputs in {shown}", _EXPORT_AGAIN
-    )
 
 
 def find_tensor(tensors: tuple[TensorSpec, ...], name: str) -> TensorSpec:

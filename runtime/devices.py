@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.runtime.engines.qnn_provider import emulated, qairt_version
-from pocketvlm.runtime.manifest import DeviceSpec, VariantSpec
+from pocketvlm.runtime.manifest import NPU_ENGINE, DeviceSpec, VariantSpec
 
 _SOC_NAME = Path("/sys/devices/soc0/machine")
 _PROPERTY = "ro.soc.model"
@@ -28,30 +29,35 @@ def soc_name() -> str | None:
         return None
 
 
-def check_device(variant: VariantSpec) -> None:
+def check_device(variant: VariantSpec, stages: Iterable[str]) -> None:
     """Refuse binaries that were compiled for another device, or by a compiler that is newer than the runtime here.
 
-    Where the NPU is emulated, any SoC will do, but binaries that share weights will not.
+    The architecture of an NPU follows from its SoC's name; nothing tells it otherwise. Where the NPU is emulated, any SoC
+    will do, but binaries that share weights will not.
+
+    Args:
+        stages: the graphs that shall run here; what others of the variant need does not count.
 
     Raises:
         EnvironmentFault: naming what is needed and what is here.
     """
     needed = variant.device
-    if needed is None:
+    used = [options for engine, options in map(variant.engine_of, stages) if engine == NPU_ENGINE]
+    if needed is None or not used:
         return
     here = qairt_version()
-    if _numbers(here) < _numbers(needed.qairt):
+    if _release(here) < _release(needed.qairt):
         raise EnvironmentFault(
             f"variant {variant.name!r} was compiled by QAIRT {needed.qairt}; the runtime here is QAIRT {here}, which is older",
             "install a newer onnxruntime-qnn here, or export with the one that is here",
         )
     if not emulated():
         _check_soc(variant.name, needed)
-    elif any("shared_weights" in variant.engine_of(stage)[1] for stage in variant.stages):
+    elif any("shared_weights" in options for options in used):
         # It would end the process.
         raise EnvironmentFault(
             f"variant {variant.name!r} has binaries that share weights, which Qualcomm's emulation cannot run",
-            f"run it on a {needed.soc}, or export with qnn.weight_sharing: false",
+            f"run it on a {needed.soc}, take the language model of another variant, or export with qnn.weight_sharing: false",
         )
 
 
@@ -65,6 +71,6 @@ def _check_soc(name: str, needed: DeviceSpec) -> None:
         )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _release(version: str) -> tuple[int, ...]:
     """Major and minor number: patches of one release read each other's binaries."""
     return tuple(int(item) for item in re.findall(r"\d+", version)[:2])

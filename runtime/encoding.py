@@ -25,7 +25,8 @@ from pocketvlm.runtime.memory import return_freed_memory
 from pocketvlm.runtime.metrics import available_share, resident_mb
 from pocketvlm.runtime.tiling import TilePlan, arrange_tokens, plan_tiles
 from pocketvlm.runtime.trace import Trace
-from pocketvlm.runtime.vision import STAGES, ImageCache, VisionEncoder
+from pocketvlm.runtime.vision import ImageCache, VisionEncoder
+from pocketvlm.runtime.vision_contract import stage_names
 
 ReleasePolicy = Literal["keep", "after_encode", "on_pressure"]
 
@@ -318,7 +319,7 @@ def _read_newline(bundle: Bundle) -> NDArray[np.float32] | None:
 def _preprocessing_hash(bundle: Bundle, variant: VariantSpec) -> str:
     manifest = bundle.manifest
     names = [manifest.image_tokens.newline] if manifest.image_tokens.newline else []
-    for stage in (variant.stages[part] for name in STAGES for part in variant.chain(name)):
+    for stage in (variant.stages[name] for name in stage_names(variant)):
         names += [stage.file, *stage.external_data]
     shaping = [asdict(manifest.tiling), asdict(manifest.image), asdict(manifest.image_tokens), list(map(bundle.sha256, names))]
     return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

@@ -27,6 +27,10 @@ _MAX_PATH = 1024
 MAX_TILE_SIZE = 4096
 MAX_GRIDS = 1000
 MAX_GRID_SIDE = 100
+# The engine whose graphs are compiled for one device.
+NPU_ENGINE = "onnxruntime-qnn"
+# Version of its compiler, such as 2.50.40.
+QAIRT_VERSION = r"[0-9]{1,4}(\.[0-9]{1,6}){1,3}"
 # An image is brought to the size of its grid, in memory, before it is cut.
 MAX_GRID_PIXELS = 1 << 25
 
@@ -184,12 +188,13 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class StageSpec:
-    """One graph of a variant. Two stages may name the same file: it is opened once.
+    """One graph of a variant. Stages of one file, engine and options are one session: it is opened once.
 
     Attributes:
         external_data: further files that the graph refers to.
         kernels: what it runs, where that is known: kernel -> how often.
-        engine, engine_options: where they differ from the variant's; options belong to the engine.
+        engine, engine_options: where they differ from the variant's. A stage with an engine brings all its options: of the
+            variant's none hold.
     """
 
     file: str
@@ -232,7 +237,7 @@ class DeviceSpec:
         soc: its name, as Android's `ro.soc.model` gives it.
         soc_model: Qualcomm's number for it.
         architecture: version of its Hexagon tensor processor.
-        qairt: version of Qualcomm's compiler; the device's runtime must not be older.
+        qairt: version of Qualcomm's compiler, such as "2.50.40"; the device's runtime must not be older.
     """
 
     soc: str
@@ -249,7 +254,7 @@ class VariantSpec:
         stages: patch_embed, vision_encoder, connector, fusion (optional), embed_tokens, prefill, decode, and, where a
             target needs them, prefill_positions and decode_positions (run before prefill and decode) and lm_head (run after
             them on one position). A stage in parts is listed as prefill.0, prefill.1, ...: `chain` puts them in order.
-        device: what the binaries need; None: any machine that has the engine.
+        device: what the binaries need; None: any machine that has the engine, which is then not `NPU_ENGINE`.
     """
 
     name: str
@@ -276,6 +281,11 @@ class VariantSpec:
         """Engine and its options for one graph."""
         spec = self.stages[stage]
         return (spec.engine, spec.engine_options) if spec.engine else (self.engine, self.engine_options)
+
+    def session_key(self, stage: str) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        """What makes one graph a session of its own: stages with equal keys share theirs."""
+        engine, options = self.engine_of(stage)
+        return self.stages[stage].file, engine, tuple(sorted(options.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,29 +428,8 @@ def _check(manifest: Manifest) -> None:
         _check_variant(variant)
 
 
-def check_vision_sizes(manifest: Manifest, variant: VariantSpec) -> None:
-    """Refuse a variant whose vision stages do not take the tiles, or do not give the tokens, that the manifest speaks of.
-
-    Raises:
-        BundleError: naming stage and tensor.
-    """
-    side, tokens = manifest.tiling.tile_size, manifest.image_tokens.rows * manifest.image_tokens.cols
-    for name, stage in variant.stages.items():
-        if name == "patch_embed":
-            tensor, fits = stage.inputs[0], stage.inputs[0].shape[2:] == (side, side)
-        elif name == "connector":
-            tensor, fits = stage.outputs[0], stage.outputs[0].shape[1:2] == (tokens,)
-        else:
-            continue
-        if not fits:
-            raise BundleError(
-                f"manifest.json: variant {variant.name!r}, stage {name}: {tensor.name} has the shape {list(tensor.shape)}, "
-                f"but tiles have {side} pixels a side and give {tokens} tokens",
-                "export the checkpoint again",
-            )
-
-
 def _check_variant(variant: VariantSpec) -> None:
+    _check_device(variant)
     cache = variant.kv_cache
     for name, value, most in (
         ("vision_batch", variant.vision_batch, 4096),
@@ -461,6 +450,28 @@ def _check_variant(variant: VariantSpec) -> None:
         for tensor in (*stage.inputs, *stage.outputs):
             if not tensor.shape or any(isinstance(size, int) and not 1 <= size < 1 << 31 for size in tensor.shape):
                 raise BundleError(f"{where}: {tensor.name} cannot have the shape {list(tensor.shape)}")
+
+
+def _check_device(variant: VariantSpec) -> None:
+    """What runs on an NPU was compiled for a device, and the engine must be told of the same one."""
+    where, device = f"manifest.json: variant {variant.name!r}", variant.device
+    if device is None:
+        if NPU_ENGINE in (variant.engine, *(stage.engine for stage in variant.stages.values())):
+            raise BundleError(f"{where} uses the engine {NPU_ENGINE} and names no device", "export the checkpoint again")
+        return
+    if not re.fullmatch(QAIRT_VERSION, device.qairt):
+        raise BundleError(
+            f"{where}: device.qairt is {device.qairt[:40]!r}, not a version such as 2.50.40", "export the checkpoint again"
+        )
+    for stage in variant.stages:
+        engine, options = variant.engine_of(stage)
+        for option, value in (("soc_model", device.soc_model), ("htp_arch", device.architecture)):
+            told = options.get(option, str(value))
+            if engine == NPU_ENGINE and told != str(value):
+                raise BundleError(
+                    f"{where}, stage {stage}: engine option {option} is {told[:40]!r}, the device's number is {value}",
+                    "export the checkpoint again",
+                )
 
 
 def to_json(value: Any) -> Any:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pocketvlm.errors import UsageError
-from pocketvlm.runtime import vision
-from pocketvlm.runtime.decoder_contract import stage_names
+from pocketvlm.errors import BundleError, UsageError
+from pocketvlm.runtime import decoder_contract, vision_contract
 from pocketvlm.runtime.engines.qnn_provider import emulated
-from pocketvlm.runtime.manifest import StageSpec, VariantSpec
+from pocketvlm.runtime.manifest import NPU_ENGINE, StageSpec, VariantSpec
+
+
+def check_stages(variant: VariantSpec) -> None:
+    """Refuse a variant that lacks a stage, or that has one which this runtime does not know.
+
+    Raises:
+        BundleError: naming the stage.
+    """
+    for stage in (*vision_contract.STAGES, *decoder_contract.STAGES):
+        if not variant.chain(stage):
+            raise BundleError(f"manifest.json: variant {variant.name!r} has no stage {stage!r}", "export the checkpoint again")
+    known = {*vision_contract.stage_names(variant), *decoder_contract.stage_names(variant)}
+    unknown = variant.stages.keys() - known
+    if unknown:
+        raise BundleError(f"manifest.json: variant {variant.name!r} needs stages {sorted(unknown)}", "update PocketVLM")
 
 
 def place(vision_variant: VariantSpec, decoder_variant: VariantSpec) -> VariantSpec:
-    """The vision stages of one variant with the language model of another.
+    """The vision stages of one variant with the language model of another, both of which `check_stages` has seen.
 
     Raises:
         UsageError: they do not speak of the same embeddings.
     """
     if vision_variant is decoder_variant:
         return vision_variant
-    tokens = vision_variant.stages["connector"].outputs[0].shape[-1]
+    tokens = vision_variant.stages[vision_variant.chain("connector")[-1]].outputs[0].shape[-1]
     embeddings = decoder_variant.stages["embed_tokens"].outputs[0].shape[-1]
     if tokens != embeddings:
         raise UsageError(f"variants {vision_variant.name!r} and {decoder_variant.name!r} do not fit: {tokens} and {embeddings}")
-    stages = {name: _explicit(vision_variant, name) for stage in vision.STAGES for name in vision_variant.chain(stage)} | {
-        name: _explicit(decoder_variant, name) for name in stage_names(decoder_variant)
+    stages = {name: _explicit(vision_variant, name) for name in vision_contract.stage_names(vision_variant)} | {
+        name: _explicit(decoder_variant, name) for name in decoder_contract.stage_names(decoder_variant)
     }
     return replace(
         decoder_variant,
@@ -32,6 +46,7 @@ def place(vision_variant: VariantSpec, decoder_variant: VariantSpec) -> VariantS
         target=f"{vision_variant.target}+{decoder_variant.target}",
         vision_batch=vision_variant.vision_batch,
         stages=stages,
+        device=decoder_variant.device or vision_variant.device,
     )
 
 
@@ -51,4 +66,4 @@ def backend_name(variant: VariantSpec) -> str:
 
 def _engine_name(variant: VariantSpec, stage: str) -> str:
     engine, _ = variant.engine_of(stage)
-    return f"{engine}, emulated" if engine == "onnxruntime-qnn" and emulated() else engine
+    return f"{engine}, emulated" if engine == NPU_ENGINE and emulated() else engine

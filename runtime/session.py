@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import Self, get_args
 
 from pocketvlm.errors import BundleError, UsageError
-from pocketvlm.runtime import vision as vision_module
 from pocketvlm.runtime.answer import Answer, Messages, Workshop
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.chat import ChatStream, Turn
 from pocketvlm.runtime.decoder import Decoder
-from pocketvlm.runtime.decoder_contract import STAGES as DECODER_STAGES
 from pocketvlm.runtime.decoder_contract import stage_names
 from pocketvlm.runtime.encoding import EncodedImage, ImageEncoder, Release, ReleasePolicy
 from pocketvlm.runtime.engines import load_engine
@@ -81,7 +79,7 @@ class VlmSession:
         vision = VisionEncoder(
             variant,
             # The producer's patch embedding is small, and shares the cores with the stages that it feeds.
-            lambda stage: sessions.open(stage, 1 if overlap and stage == "patch_embed" else threads),
+            lambda stage: sessions.open(stage, 1 if overlap and stage in variant.chain("patch_embed") else threads),
             batch=vision_batch or variant.vision_batch,
             overlap=overlap,
             trace=self._trace,
@@ -269,7 +267,7 @@ class VlmSession:
 
 
 class _Sessions:
-    """Opens stages; those of the decoder once per file.
+    """Opens stages; those of the decoder that are the same session, once.
 
     Vision stages are opened again after a release. Their files must be those that were verified when the bundle was opened:
     an export may have put another bundle in its place.
@@ -280,7 +278,7 @@ class _Sessions:
         self._variant = variant
         self._threads = threads
         self._engines = {name: load_engine(name) for name in {variant.engine_of(stage)[0] for stage in variant.stages}}
-        self._shared: dict[Path, EngineSession] = {}
+        self._shared: dict[object, EngineSession] = {}
         self._verified = {stage: self._files_of(stage) for stage in variant.stages}
 
     def open(self, stage: str, threads: int | None) -> EngineSession:
@@ -304,11 +302,11 @@ class _Sessions:
         return [_identity(self._bundle.path(name)) for name in (spec.file, *spec.external_data)]
 
     def shared(self, stage: str) -> EngineSession:
-        path = self._bundle.path(self._variant.stages[stage].file)
-        if path not in self._shared:
+        key = self._variant.session_key(stage)
+        if key not in self._shared:
             # A table look-up gains nothing from threads.
-            self._shared[path] = self.open(stage, 1 if stage == "embed_tokens" else self._threads)
-        return self._shared[path]
+            self._shared[key] = self.open(stage, 1 if stage == "embed_tokens" else self._threads)
+        return self._shared[key]
 
     def close(self) -> None:
         for session in self._shared.values():
@@ -335,13 +333,6 @@ def _check_options(
         raise UsageError(f"threads is {threads}", f"it must be at most {most} on this machine of {os.cpu_count()} processors")
     if release not in get_args(ReleasePolicy):
         raise UsageError(f"release is {release!r}", f"it must be one of {', '.join(get_args(ReleasePolicy))}")
-    for stage in (*vision_module.STAGES, *DECODER_STAGES):
-        if not variant.chain(stage):
-            raise BundleError(f"manifest.json: variant {variant.name!r} has no stage {stage!r}", "export the checkpoint again")
-    known = {part for stage in vision_module.STAGES for part in variant.chain(stage)} | {*stage_names(variant)}
-    unknown = variant.stages.keys() - known
-    if unknown:
-        raise BundleError(f"manifest.json: variant {variant.name!r} needs stages {sorted(unknown)}", "update PocketVLM")
     fixed = variant.stages[variant.chain("vision_encoder")[0]].inputs[0].shape[0]
     if vision_batch is not None and isinstance(fixed, int) and vision_batch % fixed:
         raise UsageError(

@@ -5,24 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.errors import BundleError, Cancelled
+from pocketvlm.errors import Cancelled
 from pocketvlm.runtime.engines.protocol import Array, EngineSession
 from pocketvlm.runtime.manifest import StageSpec, VariantSpec
 from pocketvlm.runtime.trace import Trace
+from pocketvlm.runtime.vision_contract import STAGES, check_contract, stage_names
 
-STAGES = ("patch_embed", "vision_encoder", "connector")
-_TENSORS = {
-    "patch_embed": ("pixels", "patches"),
-    "vision_encoder": ("patches", "features"),
-    "connector": ("features", "tokens"),
-}
 _BATCHES_AHEAD = 2
 
 
@@ -50,10 +45,10 @@ class VisionEncoder:
         overlap: bool = True,
         trace: Trace | None = None,
     ) -> None:
+        check_contract(variant)
         self._chains = {name: variant.chain(name) for name in STAGES}
+        self._names = stage_names(variant)
         self._stages = variant.stages
-        for name, chain in self._chains.items():
-            _check_chain(name, [variant.stages[part] for part in chain])
         self._open_session = open_session
         self._batch = batch
         self._overlap = overlap
@@ -104,7 +99,7 @@ class VisionEncoder:
             return
         opened: dict[str, EngineSession] = {}
         try:
-            for name in graph_names(self._chains):
+            for name in self._names:
                 with self._trace.span("load", stage=name):
                     opened[name] = self._open_session(name)
         except BaseException:
@@ -179,29 +174,6 @@ class ImageCache:
             self._bytes += tokens.nbytes
             while self._bytes > self._max_bytes:
                 self._bytes -= self._items.popitem(last=False)[1].nbytes
-
-
-def graph_names(chains: Mapping[str, Sequence[str]]) -> list[str]:
-    """All graphs of the vision stages, in the order in which they run."""
-    return [part for name in STAGES for part in chains[name]]
-
-
-def _check_chain(name: str, stages: Sequence[StageSpec]) -> None:
-    """Refuse a stage that does not lead from its input to its output, one tensor each, through its parts.
-
-    Raises:
-        BundleError: naming the graph and the tensors.
-    """
-    source, target = _TENSORS[name]
-    known = {source}
-    for stage in stages:
-        found = [tensor.name for tensor in stage.inputs]
-        if not known.issuperset(found):
-            raise BundleError(f"manifest.json: stage {name} ({stage.file}) takes {found}, expected some of {sorted(known)}")
-        known |= {tensor.name for tensor in stage.outputs}
-    last = [tensor.name for tensor in stages[-1].outputs]
-    if stages[0].inputs[0].name != source or last != [target]:
-        raise BundleError(f"manifest.json: stage {name} ({stages[-1].file}) gives {last}, expected {target!r} of {source!r}")
 
 
 def run_stage(sessions: Sequence[EngineSession], stages: Sequence[StageSpec], values: Array) -> Array:

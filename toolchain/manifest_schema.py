@@ -22,13 +22,15 @@ _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", typ
 def manifest_schema() -> dict[str, Any]:
     """The schema (draft 2020-12) of this version's manifests.
 
-    It states types and names. What relates one value to another (paths that must be listed, ranges) is checked by
-    `parse_manifest`. A reader of a newer minor version's manifest must pass over names that it does not know; this
-    schema, being of one version, does not.
+    It states types and names, the form of QAIRT's version, and which variants must name a device. What else relates one
+    value to another (paths that must be listed, ranges) is checked by `parse_manifest`. A reader of a newer minor version's
+    manifest must pass over names that it does not know; this schema, being of one version, does not.
     """
     definitions: dict[str, Any] = {}
     root = _schema(manifest.Manifest, definitions)
     definitions["SchemaVersion"]["properties"]["major"] = {"const": manifest.SCHEMA_MAJOR}
+    definitions["DeviceSpec"]["properties"]["qairt"]["pattern"] = f"^{manifest.QAIRT_VERSION}$"
+    definitions["VariantSpec"] |= _device_of_npu()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"PocketVLM bundle manifest {manifest.SCHEMA_MAJOR}.{manifest.SCHEMA_MINOR}",
@@ -64,6 +66,14 @@ def _schema(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         items = [_schema(item, definitions) for item in arguments]
         return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
     return {"type": _SCALARS[kind]}
+
+
+def _device_of_npu() -> dict[str, Any]:
+    """A variant whose engine, or that of one of its stages, is the NPU's names a device."""
+    on_npu = {"properties": {"engine": {"const": manifest.NPU_ENGINE}}, "required": ["engine"]}
+    some_stage = {"properties": {"stages": {"not": {"additionalProperties": {"not": on_npu}}}}, "required": ["stages"]}
+    named = {"properties": {"device": {"type": "object"}}, "required": ["device"]}
+    return {"if": {"anyOf": [on_npu, some_stage]}, "then": named}
 
 
 def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pocketvlm.runtime.decoder import Decoder
 from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.protocol import Array, EngineSession
 from pocketvlm.runtime.manifest import VariantSpec
-from pocketvlm.runtime.vision import STAGES as VISION_STAGES
 from pocketvlm.runtime.vision import run_stage
+from pocketvlm.runtime.vision_contract import STAGES as VISION_STAGES
 
 __all__ = ["VISION_STAGES", "OpenStages", "open_stages"]
 
@@ -40,14 +40,15 @@ class OpenStages:
 
 @contextmanager
 def open_stages(variant: VariantSpec, root: Path, threads: int | None = None) -> Iterator[OpenStages]:
-    """Open every stage of `variant`, whose files lie under `root`; equal files are opened once."""
+    """Open every stage of `variant`, whose files lie under `root`; those that are the same session, once."""
     with ExitStack() as stack:
-        by_file: dict[str, EngineSession] = {}
+        opened: dict[object, EngineSession] = {}
         sessions = {}
         for name, stage in variant.stages.items():
-            if stage.file not in by_file:
+            key = variant.session_key(name)
+            if key not in opened:
                 engine, options = variant.engine_of(name)
-                by_file[stage.file] = load_engine(engine).open(root / stage.file, options, threads)
-                stack.callback(by_file[stage.file].close)
-            sessions[name] = by_file[stage.file]
+                opened[key] = load_engine(engine).open(root / stage.file, options, threads)
+                stack.callback(opened[key].close)
+            sessions[name] = opened[key]
         yield OpenStages(variant, sessions, Decoder(variant, sessions))

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from pocketvlm.errors import BundleError, EnvironmentFault, GateError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.devices import check_device
-from pocketvlm.runtime.manifest import VariantSpec, check_vision_sizes
+from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.runtime.placement import check_stages
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
+from pocketvlm.runtime.vision_contract import check_contract, check_sizes
 from pocketvlm.toolchain import probe
 from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
@@ -337,16 +339,18 @@ def verify_bundle(path: Path) -> dict[str, Any]:
     bundle = Bundle.open(path)
     try:
         for variant in bundle.manifest.variants:
-            check_vision_sizes(bundle.manifest, variant)
+            check_sizes(bundle.manifest, variant)
         report = read_report(bundle)
         Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}, "not_run": {}}
         for variant in bundle.manifest.variants:
             try:
-                check_device(variant)
+                check_device(variant, variant.stages)
             except EnvironmentFault as error:
                 found["not_run"][variant.name] = error.message
                 continue
+            check_stages(variant)
+            check_contract(variant)
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
             if not isinstance(recorded, dict):
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")

@@ -18,8 +18,9 @@ _FATAL_ONLY = 4
 class QnnEngine:
     """Opens context binaries: small models that name a binary beside them.
 
-    Options: "shared_weights" ("1": several models name one binary, which is loaded once), and the provider's own options of
-    `_PROVIDER_OPTIONS`. Everything runs on the NPU, or, on x86-64, on Qualcomm's emulation of it.
+    Options: "shared_weights" ("1": the binary holds the graphs of several models, each of which is opened with this option,
+    and is loaded once), and the provider's own options of `_PROVIDER_OPTIONS`. Everything runs on the NPU, or, on x86-64, on
+    Qualcomm's emulation of it.
     """
 
     def __init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import shutil
@@ -26,6 +27,7 @@ from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import StageSpec, manifest_hash
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import parts
+from pocketvlm.toolchain.backends.qnn.calibrate import mask_scores
 from pocketvlm.toolchain.backends.qnn.compiler import Compiler, compile_options, run_worker
 from pocketvlm.toolchain.backends.qnn.emulation import AGREEMENT, agreement
 from pocketvlm.toolchain.backends.qnn.float_graph import float_run
@@ -34,7 +36,7 @@ from pocketvlm.toolchain.backends.qnn.half_graph import write_half
 from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_qdq
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
-from pocketvlm.toolchain.backends.qnn.static_ops import Attention
+from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, work_path
 from pocketvlm.toolchain.model import EagerModel
@@ -72,7 +74,7 @@ def positions(prepared: Prepared, past: int, length: int, capacity: int = CAPACI
         table[past : past + length].numpy()[None, :, None] for table in rotary_table(decoder.rope, decoder.head_dim, 256)
     )
     mask = np.zeros((1, 1, 1, capacity + length), np.float32)
-    mask[..., past:capacity] = -10_000
+    mask[..., past:capacity] = MASKED
     return {"cos": np.concatenate([cos, cos], 3), "sin": np.concatenate([-sin, sin], 3), "mask": mask}
 
 
@@ -200,6 +202,26 @@ def answer(bundle: Path, target: str) -> tuple[list[int], str]:
         return list(stream.token_ids), stream.metrics.backend_actual
 
 
+def edited(bundle: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle with another manifest, whose hash fits."""
+    shutil.copytree(bundle, copy)
+    raw = json.loads((copy / "manifest.json").read_text())
+    change(raw)
+    text = json.dumps(raw)
+    (copy / "manifest.json").write_text(text)
+    (copy / "manifest.json.sha256").write_text(manifest_hash(text.encode()))
+    return copy
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch, bundles: Callable[[str], Path]) -> pytest.MonkeyPatch:
+    """Until it is undone, a graph that is loaded fails the test."""
+    for name in ("separate", "shared"):
+        bundles(name)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **options: pytest.fail("loaded a graph"))
+    return monkeypatch
+
+
 def test_one_bundle_holds_two_socs_and_the_cpu(bundles: Callable[[str], Path]) -> None:
     bundle = Bundle.open(bundles("shared"))
     variants = {variant.target: variant for variant in bundle.manifest.variants}
@@ -213,6 +235,11 @@ def test_one_bundle_holds_two_socs_and_the_cpu(bundles: Callable[[str], Path]) -
     assert one.chain("prefill") == ("prefill.0", "prefill.1")
     for number in range(2):
         assert one.stages[f"prefill.{number}"].external_data == one.stages[f"decode.{number}"].external_data
+    sharing = {name for name in one.stages if "shared_weights" in one.engine_of(name)[1]}
+    assert sharing == {f"{name}.{number}" for name in ("prefill", "decode") for number in range(2)}
+    for stage in ("vision_encoder.0", "connector", "prefill.0", "lm_head"):
+        engine, options = one.engine_of(stage)
+        assert (engine, options["soc_model"], options["htp_arch"]) == ("onnxruntime-qnn", "69", "79")
     outward = {tensor.dtype for stage in one.stages.values() for tensor in (*stage.inputs, *stage.outputs)}
     assert outward == {"float32", "int8", "int64"}
     report = json.loads(bundle.path("report.json").read_text())
@@ -282,6 +309,14 @@ def test_binaries_that_share_weights_are_not_run_on_the_emulation(bundles: Calla
     with pytest.raises(EnvironmentFault, match="emulation cannot run"):
         VlmSession.open(bundles("shared"), target="qnn:SM8750")
     assert Bundle.open(bundles("shared")).variant().target == "ort-cpu"
+    with pytest.raises(EnvironmentFault, match="emulation cannot run"):
+        VlmSession.open(bundles("shared"), target="ort-cpu+qnn:SM8750")
+
+
+def test_vision_of_a_bundle_for_phones_runs_on_the_emulation(bundles: Callable[[str], Path]) -> None:
+    tokens, told = answer(bundles("shared"), "qnn:SM8750+ort-cpu")
+    assert told == "qnn:SM8750+ort-cpu (vision: onnxruntime-qnn, emulated, decoder: onnxruntime)"
+    assert len(tokens) == len(answer(bundles("shared"), "ort-cpu")[0])
 
 
 def test_vision_may_have_float16_activations_and_the_decoder_stay_on_the_cpu(tmp_path: Path, recipe_file: Path) -> None:
@@ -313,6 +348,45 @@ def test_binaries_of_a_newer_compiler_are_refused_before_they_are_loaded(
     monkeypatch.setattr("pocketvlm.runtime.devices.qairt_version", lambda: "2.49.1")
     with pytest.raises(EnvironmentFault, match=r"compiled by QAIRT 2\.50.*runtime here is QAIRT 2\.49"):
         Bundle.open(bundles("separate")).variant("qnn:SM8750")
+
+
+def device_of(raw: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(variant["device"] for variant in raw["variants"] if variant["target"] == "qnn:SM8750")
+    return found
+
+
+def test_a_manifest_that_names_a_newer_compiler_is_refused_before_anything_is_loaded(
+    bundles: Callable[[str], Path], tmp_path: Path, nothing_loads: pytest.MonkeyPatch
+) -> None:
+    newer = edited(bundles("separate"), tmp_path / "newer", lambda raw: device_of(raw).update(qairt="9.1.0"))
+    for target in ("qnn:SM8750", "qnn:SM8750+ort-cpu"):
+        with pytest.raises(EnvironmentFault, match=r"compiled by QAIRT 9\.1\.0; the runtime here is QAIRT 2\.\d+"):
+            VlmSession.open(newer, target=target)
+    assert Bundle.open(newer).variant("qnn:SM8550").target == "qnn:SM8550"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"qairt": "newest"}, r"device\.qairt is 'newest'"),
+        ({"architecture": 73}, "engine option htp_arch is '79', the device's number is 73"),
+        ({"soc_model": 43}, "engine option soc_model is '69', the device's number is 43"),
+    ],
+)
+def test_a_device_that_is_none_or_another_is_refused_before_anything_is_loaded(
+    bundles: Callable[[str], Path], tmp_path: Path, nothing_loads: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(edited(bundles("shared"), tmp_path / "bundle", lambda raw: device_of(raw).update(change)))
+
+
+def test_binaries_without_a_device_are_refused_before_anything_is_loaded(
+    bundles: Callable[[str], Path], tmp_path: Path, nothing_loads: pytest.MonkeyPatch
+) -> None:
+    """The emulation would end this process."""
+    without = edited(bundles("shared"), tmp_path / "bundle", lambda raw: raw["variants"][0].update(device=None))
+    with pytest.raises(BundleError, match="'qnn-SM8750' uses the engine onnxruntime-qnn and names no device"):
+        VlmSession.open(without, target="qnn:SM8750")
 
 
 def test_another_soc_is_refused_by_name(bundles: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,23 +437,28 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "empty"])
-def test_a_damaged_binary_is_refused(bundles: Callable[[str], Path], tmp_path: Path, damage: str) -> None:
-    copy = shutil.copytree(bundles("separate"), tmp_path / "bundle")
-    binary = copy / "qnn-SM8750" / "lm_head.bin"
-    content = binary.read_bytes()
-    binary.write_bytes({"cut": content[: len(content) // 2], "zeros": bytes(len(content)), "empty": b""}[damage])
-    with pytest.raises(BundleError, match=r"lm_head\.bin"):
-        Bundle.open(copy)
-    # Whoever leaves out the hashes, or whose manifest fits the damage, is told by the NPU's runtime.
-    raw = json.loads((copy / "manifest.json").read_text())
-    for item in raw["files"]:
-        if item["path"] == "qnn-SM8750/lm_head.bin":
-            item["bytes"] = binary.stat().st_size
-    text = json.dumps(raw)
-    (copy / "manifest.json").write_text(text)
-    (copy / "manifest.json.sha256").write_text(manifest_hash(text.encode()))
+def test_a_damaged_binary_is_refused(
+    bundles: Callable[[str], Path], tmp_path: Path, nothing_loads: pytest.MonkeyPatch, damage: str
+) -> None:
+    name = "qnn-SM8750/lm_head.bin"
+    content = (bundles("separate") / name).read_bytes()
+    content = {"cut": content[: len(content) // 2], "zeros": bytes(len(content)), "empty": b""}[damage]
+
+    def fit(raw: dict[str, Any]) -> None:
+        for item in raw["files"]:
+            if item["path"] == name:
+                item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    damaged = edited(bundles("separate"), tmp_path / "damaged", lambda raw: None)
+    (damaged / name).write_bytes(content)
+    with pytest.raises(BundleError, match=r"lm_head\.bin: (\d+ bytes, the manifest says|sha256 differs)"):
+        VlmSession.open(damaged, target="qnn:SM8750")
+    # Where the manifest fits the damage, the NPU's runtime tells.
+    nothing_loads.undo()
+    fitting = edited(bundles("separate"), tmp_path / "fitting", fit)
+    (fitting / name).write_bytes(content)
     with pytest.raises(BundleError, match=r"lm_head\.onnx: the NPU's runtime cannot load it"):
-        VlmSession.open(copy, target="qnn:SM8750", verify=False)
+        VlmSession.open(fitting, target="qnn:SM8750")
 
 
 def test_without_the_package_the_way_to_it_is_told(
@@ -489,11 +568,21 @@ def emulated(folder: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> dict[
 
 
 def on_the_npu(
-    folder: Path, graph: StaticGraph, inputs: dict[str, Array], *, half: bool = False
+    folder: Path, record: Callable[[float], StaticGraph], inputs: dict[str, Array], *, half: bool = False
 ) -> tuple[float, dict[str, Any]]:
-    """Compile a graph and emulate it on float inputs, from which its ranges are: agreement with the CPU, and what it gives."""
+    """Compile a graph and emulate it on float inputs, from which its ranges are: agreement with the CPU, and what it gives.
+
+    Args:
+        record: what is added to a masked score -> the graph.
+    """
+    graph = record(MASKED)
     with float_run(graph) as run:
         run.run(inputs)
+    if not half:
+        masked = mask_scores(run.ranges)
+        graph = record(masked)
+        if "mask" in inputs:
+            inputs = inputs | {"mask": np.where(inputs["mask"] < 0, masked, 0).astype(np.float32)}
     path, data = folder / f"{graph.name}.onnx", folder / f"{graph.name}.data"
     with TensorFile(data) as tensors:
         if half:
@@ -520,11 +609,14 @@ def test_the_tower_and_connector_of_llava_run_on_the_npu(prepared: Prepared, tmp
     model = EagerModel(spec, weights)
     patches = model.patch_embed(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
     expected = model.vision_blocks(patches)
-    tower = parts.vision_part(spec, weights, 0, spec.vision.blocks, batch=1)
+
+    def tower(masked: float) -> StaticGraph:
+        return parts.vision_part(spec, weights, 0, spec.vision.blocks, batch=1, masked=masked)
+
     cosine_with_cpu, found = on_the_npu(tmp_path, tower, {"patches": patches.numpy()}, half=half)
     assert cosine_with_cpu >= AGREEMENT
     assert cosine(found["features"], expected.numpy()) > 0.999
-    cosine_with_cpu, found = on_the_npu(tmp_path, parts.connector(spec, weights, batch=1), found, half=half)
+    cosine_with_cpu, found = on_the_npu(tmp_path, lambda masked: parts.connector(spec, weights, batch=1), found, half=half)
     assert cosine_with_cpu >= AGREEMENT
     assert cosine(found["tokens"], model.connect(expected).numpy()) > 0.999
 
@@ -537,12 +629,17 @@ def test_a_decoder_with_weights_per_channel_runs_on_the_npu(tmp_path: Path, leng
         prepared = prepare(checkpoint, recipe)
         prepared.weights.keep_in_memory(1 << 40)
     spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
-    graph = parts.decoder_part(spec, weights, int4_reader(weights, recipe), 0, decoder.layers, length=length, capacity=CAPACITY)
+    int4 = int4_reader(weights, recipe)
+
+    def record(masked: float) -> StaticGraph:
+        return parts.decoder_part(spec, weights, int4, 0, decoder.layers, length=length, capacity=CAPACITY, masked=masked)
+
+    graph = record(MASKED)
     assert all(matrix.read().scales.shape[1] == 1 for matrix in graph.matrices.values())  # type: ignore[union-attr]
     random = np.random.default_rng(0)
     inputs = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in graph.inputs.items()}
     inputs |= positions(prepared, past=16, length=length)
-    cosine_with_cpu, found = on_the_npu(tmp_path, graph, inputs)
+    cosine_with_cpu, found = on_the_npu(tmp_path, record, inputs)
     assert cosine_with_cpu >= AGREEMENT
     assert found.keys() == {"hidden", *(f"new_{kind}.{layer}" for kind in ("key", "value") for layer in range(decoder.layers))}
 

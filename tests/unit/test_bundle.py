@@ -282,6 +282,15 @@ def test_the_first_variant_that_runs_here_is_taken(bundle_at: MakeBundle) -> Non
     assert bundle.variant("npu-name").engine == "npu"
 
 
+def test_a_stage_whose_engine_is_not_here_makes_its_variant_one_that_does_not_run(bundle_at: MakeBundle) -> None:
+    bundle = with_variants(Bundle.open(bundle_at()), "fake", "onnxruntime")
+    first, second = bundle.manifest.variants
+    connector = replace(first.stages["connector"], engine="npu")
+    first = replace(first, stages={**first.stages, "connector": connector})
+    bundle = Bundle(bundle.directory, replace(bundle.manifest, variants=(first, second)))
+    assert bundle.variant() == second
+
+
 def test_only_the_variant_in_use_must_take_the_tiles_of_the_manifest(bundle_at: MakeBundle) -> None:
     bundle = with_variants(Bundle.open(bundle_at()), "npu", "fake")
     other, taken = bundle.manifest.variants

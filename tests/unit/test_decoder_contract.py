@@ -82,8 +82,23 @@ def test_a_layer_that_is_left_out(variant: VariantSpec) -> None:
 def test_parts_that_do_not_fit_each_other(variant: VariantSpec) -> None:
     first = variant.stages["prefill.0"]
     outputs = (replace(first.outputs[0], shape=(1, 8, 5)), *first.outputs[1:])
-    with pytest.raises(BundleError, match=r"takes hidden\.1 as float32 \[1, 8, 4\], an earlier part makes it .*\[1, 8, 5\]"):
+    with pytest.raises(BundleError, match=r"takes hidden\.1 as float32 \[1, 8, 4\], an earlier part has it as .*\[1, 8, 5\]"):
         check(changed(variant, prefill__0=replace(first, outputs=outputs)))
+
+
+def test_parts_that_are_given_the_same_tensor_in_different_forms(variant: VariantSpec) -> None:
+    first = variant.stages["prefill.0"]
+    second = replace(variant.stages["prefill.1"], inputs=(*variant.stages["prefill.1"].inputs, tensor("embeddings", 1, 8, 9)))
+    assert first.inputs[0].name == "embeddings"
+    with pytest.raises(BundleError, match=r"takes embeddings as float32 \[1, 8, 9\], an earlier part has it as .*\[1, 8, 4\]"):
+        check(changed(variant, prefill__1=second))
+
+
+@pytest.mark.parametrize("name", ["embeddings", "hidden.1"])
+def test_a_tensor_that_is_made_again(variant: VariantSpec, name: str) -> None:
+    second = variant.stages["prefill.1"]
+    with pytest.raises(BundleError, match=rf"stage prefill \(v/1\) makes {name} again"):
+        check(changed(variant, prefill__1=replace(second, outputs=(*second.outputs, tensor(name, 1, 8, 4)))))
 
 
 def test_a_head_without_logits(variant: VariantSpec) -> None:

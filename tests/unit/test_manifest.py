@@ -128,6 +128,78 @@ def test_bad_values_are_named(text: str, path: str, value: Any, message: str) ->
     assert message in caught.value.message
 
 
+DEVICE = {"soc": "SM8750", "soc_model": 69, "architecture": 79, "qairt": "2.50.40"}
+
+
+def for_the_npu(text: str, **device: Any) -> Any:
+    """A manifest whose connector runs on the NPU; with changes to the device, or `soc=None` for none at all."""
+    raw = json.loads(text)
+    (variant,) = raw["variants"]
+    variant["device"] = None if device == {"soc": None} else {**DEVICE, **device}
+    variant["stages"]["connector"] |= {"engine": "onnxruntime-qnn", "engine_options": {"soc_model": "69", "htp_arch": "79"}}
+    return raw
+
+
+def test_what_runs_on_the_npu_names_its_device(text: str) -> None:
+    assert parse(for_the_npu(text)).variants[0].device.soc == "SM8750"
+    VALIDATOR.validate(for_the_npu(text))
+    by_stage = for_the_npu(text, soc=None)
+    by_variant = changed(text, "variants.0.engine", "onnxruntime-qnn")
+    absent = changed(text, "variants.0.engine", "onnxruntime-qnn")
+    del absent["variants"][0]["device"]
+    for raw in (by_stage, by_variant, absent):
+        with pytest.raises(BundleError, match="variant 'cpu' uses the engine onnxruntime-qnn and names no device"):
+            parse(raw)
+        assert not VALIDATOR.is_valid(raw)
+
+
+@pytest.mark.parametrize("option", ["soc_model", "htp_arch"])
+def test_the_engine_is_told_of_the_device_that_is_named(text: str, option: str) -> None:
+    raw = for_the_npu(text)
+    options = raw["variants"][0]["stages"]["connector"]["engine_options"]
+    options[option] = "68"
+    with pytest.raises(BundleError, match=rf"stage connector: engine option {option} is '68', the device's number is \d\d"):
+        parse(raw)
+    del options[option]
+    parse(raw)
+    raw = changed(text, "variants.0.engine", "onnxruntime-qnn")
+    raw["variants"][0] |= {"device": DEVICE, "engine_options": {option: "68"}}
+    with pytest.raises(BundleError, match=f"engine option {option} is '68'"):
+        parse(raw)
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "",
+        "newest",
+        "2",
+        "2.",
+        "v2.50",
+        "2.50.",
+        "2.50.40.1.2",
+        "2.50\n",
+        "2.\u0665\u0660",
+        "-2.50",
+        "9" * 5000,
+        "2." + "9" * 5000,
+    ],
+)
+def test_a_version_of_qairt_that_is_none_is_refused(text: str, version: str) -> None:
+    raw = for_the_npu(text, qairt=version)
+    with pytest.raises(BundleError, match=r"variant 'cpu': device\.qairt is .*, not a version such as 2\.50\.40"):
+        parse(raw)
+    # The package searches where the standard would, but lets the pattern's end stand before a line feed.
+    assert version.endswith("\n") or not VALIDATOR.is_valid(raw)
+
+
+@pytest.mark.parametrize("version", ["2.50", "2.50.40", "2.50.40.260831", "9999.999999.999999.999999"])
+def test_versions_of_qairt(text: str, version: str) -> None:
+    raw = for_the_npu(text, qairt=version)
+    parse(raw)
+    VALIDATOR.validate(raw)
+
+
 def test_a_newer_minor_version_may_hold_more(text: str) -> None:
     raw = changed(text, "schema.minor", 7)
     raw["surplus"] = {"anything": 1}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pocketvlm.errors import EnvironmentFault, UsageError
-from pocketvlm.runtime import devices
+from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime import decoder_contract, devices, vision_contract
+from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.devices import check_device, soc_name
 from pocketvlm.runtime.manifest import DeviceSpec, VariantSpec
-from pocketvlm.runtime.placement import backend_name, place
+from pocketvlm.runtime.placement import backend_name, check_stages, place
 
 DEVICE = DeviceSpec("SM8750", 69, 79, "2.50.40")
 
@@ -68,26 +70,97 @@ def test_the_runtime_must_not_be_older_than_the_compiler(
     monkeypatch.setattr(devices, "qairt_version", lambda: here)
     monkeypatch.setattr(devices, "emulated", lambda: True)
     if good:
-        check_device(npu)
+        check_device(npu, npu.stages)
         return
     with pytest.raises(EnvironmentFault, match=rf"compiled by QAIRT 2\.50\.40; the runtime here is QAIRT {here}"):
-        check_device(npu)
+        check_device(npu, npu.stages)
+
+
+def sharing(variant: VariantSpec) -> VariantSpec:
+    """With prefill and decode in one binary, as an export for a phone has them."""
+    options = {**variant.engine_options, "shared_weights": "1"}
+    together = {
+        name: replace(variant.stages[name], engine=variant.engine, engine_options=options) for name in ("prefill", "decode")
+    }
+    return replace(variant, stages={**variant.stages, **together})
 
 
 def test_weights_that_prefill_and_decode_share_are_not_emulated(npu: VariantSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "qairt_version", lambda: "2.50.40")
-    shared = replace(npu, engine_options={"shared_weights": "1"})
+    shared = sharing(npu)
     monkeypatch.setattr(devices, "emulated", lambda: True)
     with pytest.raises(EnvironmentFault, match="share weights"):
-        check_device(shared)
+        check_device(shared, decoder_contract.stage_names(shared))
+    check_device(shared, vision_contract.stage_names(shared))
     monkeypatch.setattr(devices, "emulated", lambda: False)
     monkeypatch.setattr(devices, "soc_name", lambda: "SM8750")
-    check_device(shared)
+    check_device(shared, shared.stages)
+
+
+def test_only_the_stages_in_use_must_run_here(
+    npu: VariantSpec, cpu: VariantSpec, bundle_at: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "qairt_version", lambda: "2.50.40")
+    monkeypatch.setattr(devices, "emulated", lambda: True)
+    opened = Bundle.open(bundle_at())
+    variants = (sharing(npu), cpu)
+    bundle = Bundle(opened.directory, replace(opened.manifest, variants=variants))
+    mixed = bundle.variant("qnn:SM8750+ort-cpu")
+    assert mixed.engine_of("vision_encoder") == ("onnxruntime-qnn", {"soc_model": "69"})
+    assert mixed.device == DEVICE
+    for target in ("qnn:SM8750", "ort-cpu+qnn:SM8750"):
+        with pytest.raises(EnvironmentFault, match="share weights"):
+            bundle.variant(target)
+    monkeypatch.setattr(devices, "qairt_version", lambda: "2.49.0")
+    with pytest.raises(EnvironmentFault, match="which is older"):
+        bundle.variant("qnn:SM8750+ort-cpu")
+
+
+def test_what_the_cpu_runs_of_a_variant_needs_no_device(npu: VariantSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "qairt_version", lambda: pytest.fail("asked for the NPU's package"))
+    on_cpu = {name: replace(npu.stages[name], engine="onnxruntime") for name in decoder_contract.stage_names(npu)}
+    check_device(replace(npu, stages={**npu.stages, **on_cpu}), on_cpu)
+
+
+def in_parts(variant: VariantSpec, name: str) -> VariantSpec:
+    """With a stage cut in two, between which goes what goes into it."""
+    stages = dict(variant.stages)
+    whole = stages.pop(name)
+    between = replace(whole.inputs[0], name=f"{name}.between")
+    stages[f"{name}.0"] = replace(whole, outputs=(between,))
+    stages[f"{name}.1"] = replace(whole, inputs=(between,))
+    return replace(variant, stages=stages)
+
+
+@pytest.mark.parametrize("name", ["patch_embed", "vision_encoder", "connector"])
+def test_vision_stages_in_parts_are_placed(name: str, cpu: VariantSpec, npu: VariantSpec) -> None:
+    mixed = place(in_parts(npu, name), cpu)
+    assert mixed.chain(name) == (f"{name}.0", f"{name}.1")
+    assert {mixed.engine_of(part)[0] for part in mixed.chain(name)} == {"onnxruntime-qnn"}
+    check_stages(mixed)
+    vision_contract.check_contract(mixed)
+
+
+def test_missing_and_unknown_stages_are_named(cpu: VariantSpec, npu: VariantSpec, bundle_at: Callable[..., Path]) -> None:
+    check_stages(in_parts(cpu, "connector"))
+    opened = Bundle.open(bundle_at())
+    for change, message in (
+        ({"connector": None}, "'cpu' has no stage 'connector'"),
+        ({"embed_tokens": None}, "'cpu' has no stage 'embed_tokens'"),
+        ({"fusion": cpu.stages["connector"]}, r"'cpu' needs stages \['fusion'\]"),
+        ({"lm_head.0": cpu.stages["connector"]}, r"needs stages \['lm_head\.0'\]"),
+    ):
+        stages = {name: stage for name, stage in {**cpu.stages, **change}.items() if stage is not None}
+        variants = (replace(cpu, stages=stages), npu)
+        bundle = Bundle(opened.directory, replace(opened.manifest, variants=variants))
+        for target in (None, "ort-cpu", "ort-cpu+qnn:SM8750", "qnn:SM8750+ort-cpu"):
+            with pytest.raises(BundleError, match=message):
+                bundle.variant(target)
 
 
 def test_a_variant_without_device_runs_anywhere(cpu: VariantSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "qairt_version", lambda: pytest.fail("asked for the NPU's package"))
-    check_device(cpu)
+    check_device(cpu, cpu.stages)
 
 
 def test_the_soc_is_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from pocketvlm.runtime.manifest import (
     ImageTokensSpec,
     TilingSpec,
     VariantSpec,
-    check_vision_sizes,
     to_json,
 )
 from pocketvlm.runtime.tiling import plan_tiles
+from pocketvlm.runtime.vision_contract import check_sizes
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
 _FIGURES = {
@@ -67,7 +67,7 @@ def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> 
     try:
         manifest = bundle.manifest
         for variant in manifest.variants:
-            check_vision_sizes(manifest, variant)
+            check_sizes(manifest, variant)
         if size is not None:
             _show_plan(size, manifest.image, manifest.tiling, manifest.image_tokens, as_json)
             return

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pocketvlm.runtime.engines.qnn_provider import qairt_version
-from pocketvlm.runtime.manifest import DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
+from pocketvlm.runtime.manifest import NPU_ENGINE, DeviceSpec, KvCacheSpec, StageSpec, VariantSpec
 from pocketvlm.toolchain.backends import ort_cpu
 from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.qnn.compiler import place, provider_options
@@ -14,7 +14,6 @@ from pocketvlm.toolchain.backends.qnn.graphs import Part, chunk_of, write_graphs
 from pocketvlm.toolchain.backends.qnn.socs import Soc
 from pocketvlm.toolchain.stages import VISION_STAGES
 
-_ENGINE = "onnxruntime-qnn"
 _CPU_ENGINE = "onnxruntime"
 _ON_CPU = "qnn-cpu"
 _HALVES = {"vision": ("vision_encoder", "connector"), "decoder": ("prefill", "decode")}
@@ -96,12 +95,12 @@ def compiled(job: LowerJob, target: str, soc: Soc) -> VariantSpec:
             stages[graph.stage] = replace(graph.spec, file=file, external_data=(data,))
             if len(binary.graphs) > 1:
                 options = _options(job, soc) | {"shared_weights": "1"}
-                stages[graph.stage] = replace(stages[graph.stage], engine=_ENGINE, engine_options=options)
+                stages[graph.stage] = replace(stages[graph.stage], engine=NPU_ENGINE, engine_options=options)
     return replace(
         variant,
         name=target.replace(":", "-"),
         target=target,
-        engine=_ENGINE,
+        engine=NPU_ENGINE,
         engine_options=_options(job, soc),
         stages=stages,
         device=DeviceSpec(soc.name, soc.model, soc.architecture, qairt_version()),
