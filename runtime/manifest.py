@@ -472,6 +472,23 @@ def _check_device(variant: VariantSpec) -> None:
                     f"{where}, stage {stage}: engine option {option} is {told[:40]!r}, the device's number is {value}",
                     "export the checkpoint again",
                 )
+    _check_common_binaries(variant, where)
+
+
+def _check_common_binaries(variant: VariantSpec, where: str) -> None:
+    """Stages of one binary say so: opened without, they would end the process on an emulation."""
+    users: dict[str, list[str]] = {}
+    for name, stage in variant.stages.items():
+        if variant.engine_of(name)[0] == NPU_ENGINE:
+            for file in dict.fromkeys(stage.external_data):
+                users.setdefault(file, []).append(name)
+    for file, names in users.items():
+        silent = [name for name in names if "shared_weights" not in variant.engine_of(name)[1]]
+        if len(names) > 1 and silent:
+            raise BundleError(
+                f"{where}, stage {silent[0]}: {file} serves several stages, and the engine option shared_weights is missing",
+                "export the checkpoint again",
+            )
 
 
 def to_json(value: Any) -> Any:

@@ -168,6 +168,19 @@ def test_the_engine_is_told_of_the_device_that_is_named(text: str, option: str) 
         parse(raw)
 
 
+def test_stages_of_one_binary_say_that_they_share_it(text: str) -> None:
+    raw = for_the_npu(text)
+    stages = raw["variants"][0]["stages"]
+    name = stages["connector"]["file"]
+    for stage in ("vision_encoder", "connector"):
+        stages[stage] |= {"engine": "onnxruntime-qnn", "engine_options": {}, "external_data": [name]}
+    with pytest.raises(BundleError, match=f"{name} serves several stages, and the engine option shared_weights is missing"):
+        parse(raw)
+    for stage in ("vision_encoder", "connector"):
+        stages[stage]["engine_options"] = {"shared_weights": "1"}
+    parse(raw)
+
+
 @pytest.mark.parametrize(
     "version",
     [
