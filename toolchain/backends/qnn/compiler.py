@@ -169,12 +169,14 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
         GateError: an operator does not land on the NPU.
         EnvironmentFault: it failed, or took more than `memory_bytes`.
     """
-    path, log = folder / "job.json", folder / "log.txt"
+    path, log, scratch = folder / "job.json", folder / "log.txt", folder / "scratch"
     path.write_text(json.dumps(job), encoding="utf-8")
+    # Qualcomm's libraries leave a log there.
+    scratch.mkdir(exist_ok=True)
     (folder / "result.json").unlink(missing_ok=True)
     with log.open("wb") as output:
         command = [sys.executable, "-P", "-m", _WORKER, path.name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch.absolute())}
         child = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             peak = _watch(child, name, memory_bytes)
@@ -186,6 +188,7 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise _failure(name, log, child.returncode) from None
+    shutil.rmtree(scratch)
     log.unlink()
     path.unlink()
     (folder / "result.json").unlink()
