@@ -9,8 +9,9 @@ Exports once for all SoCs and prints a Markdown table, also written to OUTPUT.md
   name.)
 - "Cosine": Qualcomm's emulation of the NPU against the same graph on ONNX Runtime's CPU, on real inputs; the worse of
   activations and cache.
-- "Estimate": the compiler's simulated time of one run on an automotive chip of the nearest architecture. It ranks designs and
-  is no phone's latency.
+- "Estimate": the compiler's simulated time of one run on an automotive chip of the nearest architecture, which is named; the
+  same for all SoCs that it stands for. It ranks designs and is no phone's latency.
+- MB and seconds are those of the binary; prefill and decode share one, and are emulated one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import onnx
 from pocketvlm.errors import PocketVLMError
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.toolchain.backends.qnn.simulated import Simulated, simulate_file
-from pocketvlm.toolchain.backends.qnn.socs import SOCS
+from pocketvlm.toolchain.backends.qnn.socs import SIMULATED, SOCS
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.progress import RichProgress
@@ -78,12 +79,14 @@ def rows_of(path: Path, socs: list[str], memory: int) -> list[list[str]]:
                 spilled = known[key].spilled_bytes
                 more = f" ({spilled / 1e6:.0f} MB spilled)" if spilled else ""
                 times.append(f"{known[key].microseconds / 1000:.2f} ms{more}")
-            cosine = ", ".join(f"{value:.6f}" for value in found["cosines"].values()) or "not emulated"
+            told = [f"{cosine:.6f}{' (first layer)' if ',' in what else ''}" for what, cosine in found["cosines"].items()]
+            cosine = ", ".join(told) or "not emulated"
             size, seconds = f"{found['bytes'] / 1e6:.1f}", f"{found['compile_seconds']:.1f}"
             gigabytes = f"{found['compiler_bytes'] / 1e9:.2f}"
             files = [bundle.directory / compiled[f"qnn:{soc}"][graph].file for graph in graphs]
             lands = "yes" if all(map(landed, files)) else "no"
-            rows.append([part, ", ".join(graphs), soc, lands, cosine, size, seconds, gigabytes, ", ".join(times)])
+            chip = SIMULATED[SOCS[soc].estimated_as]
+            rows.append([part, ", ".join(graphs), soc, lands, cosine, size, seconds, gigabytes, f"{', '.join(times)} ({chip})"])
     return rows
 
 

@@ -31,7 +31,9 @@ class Soc:
     estimated_as: int
 
 
-_SA8255, _SA8797 = 52, 72  # architectures 73 and 81
+_SA8255, _SA8797 = 52, 72
+# The chips that the compiler simulates, by number.
+SIMULATED = {_SA8255: "SA8255, v73", _SA8797: "SA8797, v81"}
 
 SOCS = {
     soc.name: soc
