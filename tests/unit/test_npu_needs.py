@@ -34,12 +34,14 @@ def test_layers_are_cut_evenly() -> None:
 
 def test_full_size_is_told_about_what_it_took() -> None:
     told = needs(BLUELM, ExportRecipe())
-    assert told.ram_bytes == pytest.approx(3.8e9, rel=0.3)
-    # The binaries, as many bytes of graphs until the export has succeeded, and the embedding table in 8 bits.
-    assert told.disk_bytes == pytest.approx(2 * 2.03e9 + 0.3e9, rel=0.15)
-    smaller_parts = needs(BLUELM, replace(ExportRecipe(), qnn=Qnn(layers_per_part=4)))
-    assert smaller_parts.ram_bytes < 0.7 * told.ram_bytes
-    assert smaller_parts.disk_bytes == told.disk_bytes
+    # All graphs on the CPU, which is more than the compiler takes for a part of 8 layers.
+    assert told.ram_bytes == pytest.approx(2.03e9 + 1.45e9 + 1.03e9, rel=0.15)
+    # The binaries and the embedding table in 8 bits; until the export has succeeded as many bytes of graphs, and the CPU's form
+    # of the decoder and the output projection.
+    assert told.disk_bytes == pytest.approx(2 * 2.03e9 + 0.3e9 + 1.45e9 + 1.03e9, rel=0.15)
+    one_part = needs(BLUELM, replace(ExportRecipe(), qnn=Qnn(layers_per_part=31)))
+    assert one_part.ram_bytes == pytest.approx(4 * 3.8e9, rel=0.3)
+    assert one_part.disk_bytes == told.disk_bytes
     vision = needs(BLUELM, replace(ExportRecipe(), qnn=Qnn(stages=("vision",))))
     assert vision.disk_bytes < 0.3 * told.disk_bytes
     assert vision.seconds < 0.3 * told.seconds

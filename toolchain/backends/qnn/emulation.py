@@ -32,7 +32,7 @@ Arrays = dict[str, Array]
 
 
 class Recordings:
-    """Inputs and outputs of graphs on the CPU in a real conversation; those of one export serve all SoCs."""
+    """What graphs are given and give on the CPU in a real conversation; those of one export serve all SoCs."""
 
     def __init__(self, job: LowerJob) -> None:
         self._found: dict[str, tuple[Arrays, Arrays]] | None = None
@@ -59,22 +59,29 @@ class Emulation:
     def check(self, graph: Graph, recorded: tuple[Arrays, Arrays], compiled: Path | None) -> tuple[str, float]:
         """What was emulated, and how far both agree: the whole graph, or its first layer if that was written.
 
+        The graph on the CPU is the very one that is compiled, and must agree with the form that has been verified, too.
+
         Args:
-            recorded: the graph's inputs, and its outputs on the CPU.
+            recorded: the graph's inputs, and its outputs in the form that has been verified.
             compiled: the graph's context model, where the emulation can run it; otherwise the graph is compiled once more.
 
         Raises:
             GateError: the agreement is below AGREEMENT.
             EnvironmentFault: the emulation failed.
         """
-        inputs, outputs = recorded
+        inputs, verified = recorded
+        outputs = _run(graph.path, inputs)
+        same = agreement(outputs, verified)
+        if not same >= AGREEMENT:
+            raise GateError(
+                f"{graph.stage}: its two forms for the CPU give other numbers (cosine {same:.5f} < {AGREEMENT})",
+                "report it with the model's config.json",
+            )
         what, path = graph.stage, compiled or graph.path
         if graph.first_layer is not None:
             what, path = f"{graph.stage}, first layer", graph.first_layer.path
             inputs = {tensor.name: inputs[tensor.name] for tensor in graph.first_layer.spec.inputs}
-            session = load_engine("onnxruntime").open(path, _CPU_OPTIONS, None)
-            outputs = session.run(inputs)
-            session.close()
+            outputs = _run(path, inputs)
         self._progress.note(f"emulating {what}")
         found = agreement(self._emulate(path, what, inputs), outputs)
         self._progress.note(f"{what}: cosine {found:.6f} between the emulated NPU and the CPU")
@@ -103,6 +110,14 @@ class Emulation:
             found = {name: arrays[name] for name in arrays.files}
         shutil.rmtree(self._folder)
         return found
+
+
+def _run(path: Path, inputs: Mapping[str, Array]) -> Arrays:
+    session = load_engine("onnxruntime").open(path, _CPU_OPTIONS, None)
+    try:
+        return session.run(inputs)
+    finally:
+        session.close()
 
 
 def record(variant: VariantSpec, root: Path, sample: Conversation, wanted: set[str]) -> dict[str, tuple[Arrays, Arrays]]:

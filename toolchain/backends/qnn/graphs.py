@@ -17,7 +17,7 @@ from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
 from pocketvlm.toolchain.backends.qnn.half_graph import write_half
-from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_qdq
+from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_packed, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Int4, Weights
 from pocketvlm.toolchain.kept import digest_of
@@ -42,6 +42,7 @@ class Graph:
         stage: its name among the variant's stages.
         path: the model.
         spec: its tensors; the file is not yet that of a bundle.
+        on_cpu: the same numbers in a form that the CPU computes faster; without one it takes the graph itself.
         products: multiplications of one run.
         first_layer: its first layer by itself, for the emulation, of one among the graphs that are too large as a whole.
     """
@@ -50,6 +51,7 @@ class Graph:
     path: Path
     spec: StageSpec
     products: int
+    on_cpu: StageSpec | None = None
     first_layer: Graph | None = None
 
     @property
@@ -111,7 +113,7 @@ def _vision(job: LowerJob, folder: Path) -> list[Part]:
     def record(first: int, last: int) -> StaticGraph:
         return parts.vision_part(spec, weights, first, last, batch, masked=masked)
 
-    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small")
+    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small", packs=False)
     bounds = parts.cut(spec.vision.blocks, job.recipe.qnn.layers_per_part)
     made = writer.parts("vision_encoder", {"vision_encoder": record}, bounds)
     return [*made, writer.part("connector", {"connector": parts.connector(spec, weights, batch)})]
@@ -147,7 +149,7 @@ def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, Graph]]
             spec, weights, int4, first, last, length=length, capacity=capacity, attention=attention, masked=masked
         )
 
-    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small")
+    writer = _Writer(folder, ranges, samples=job.recipe.qnn.emulate == "small", packs=True)
     bounds = parts.cut(spec.decoder.layers, job.recipe.qnn.layers_per_part)
     made = writer.parts("decoder", {"prefill": recorder(chunk), "decode": recorder(1)}, bounds)
     made.append(writer.part("lm_head", {"lm_head": parts.output_projection(spec, weights)}))
@@ -171,10 +173,11 @@ class _Writer:
     Args:
         ranges: None gives float16 activations.
         samples: whether the first layer of a graph that is too large for the emulation is written by itself, too.
+        packs: whether the CPU gets a form of its own, for which there is no need where a call has many positions.
     """
 
-    def __init__(self, folder: Path, ranges: dict[str, Range] | None, *, samples: bool) -> None:
-        self._folder, self._ranges, self._samples = folder, ranges, samples
+    def __init__(self, folder: Path, ranges: dict[str, Range] | None, *, samples: bool, packs: bool) -> None:
+        self._folder, self._ranges, self._samples, self._packs = folder, ranges, samples, packs
 
     def parts(self, name: str, records: dict[str, Record], bounds: list[tuple[int, int]]) -> list[Part]:
         """Graphs in parts of layers [first, last). Numbers go behind the names where there is more than one part."""
@@ -193,22 +196,37 @@ class _Writer:
     def part(self, name: str, graphs: dict[str, StaticGraph], first_layers: Mapping[str, StaticGraph] | None = None) -> Part:
         """Graphs that share weights, by stage."""
         data = self._folder / f"{name}.data"
+        layers: dict[str, Graph] = {}
         with TensorFile(data) as tensors:
-            layers = {
-                stage: self._graph(f"{stage}.first_layer", graph, tensors, data, None)
-                for stage, graph in (first_layers or {}).items()
-            }
-            made = [self._graph(stage, graph, tensors, data, layers.get(stage)) for stage, graph in graphs.items()]
+            for stage, graph in (first_layers or {}).items():
+                spec = self._write(f"{stage}.first_layer", graph, tensors, data)
+                layers[stage] = Graph(stage, Path(spec.file), spec, graph.products())
+            specs = {stage: self._write(stage, graph, tensors, data) for stage, graph in graphs.items()}
+        on_cpu = self._packed(name, graphs)
+        made = [
+            Graph(stage, Path(specs[stage].file), specs[stage], graph.products(), on_cpu.get(stage), layers.get(stage))
+            for stage, graph in graphs.items()
+        ]
         return Part(name, tuple(made), data)
 
-    def _graph(self, stage: str, graph: StaticGraph, tensors: TensorFile, data: Path, first_layer: Graph | None) -> Graph:
+    def _packed(self, name: str, graphs: dict[str, StaticGraph]) -> dict[str, StageSpec]:
+        if self._ranges is None or not self._packs:
+            return {}
+        found, data = {}, self._folder / f"{name}.cpu.data"
+        with TensorFile(data) as tensors:
+            for stage, graph in graphs.items():
+                path = self._folder / f"{stage}.cpu.onnx"
+                write_packed(graph, self._ranges, path, tensors)
+                found[stage] = StageSpec(str(path), *tensors_of(graph), (str(data),))
+        return found
+
+    def _write(self, stage: str, graph: StaticGraph, tensors: TensorFile, data: Path) -> StageSpec:
         path = self._folder / f"{stage}.onnx"
         if self._ranges is None:
             write_half(graph, path, tensors)
         else:
             write_qdq(graph, self._ranges, path, tensors)
-        inputs, outputs = tensors_of(graph)
-        return Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), graph.products(), first_layer)
+        return StageSpec(str(path), *tensors_of(graph), (str(data),))
 
 
 def _positions(decoder: DecoderSpec, folder: Path, lengths: dict[str, int], capacity: int, masked: float) -> dict[str, Graph]:

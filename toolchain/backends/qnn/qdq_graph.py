@@ -12,6 +12,7 @@ Inputs and outputs are float32 or int8: Java's ONNX Runtime has no uint16.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from pocketvlm.runtime.manifest import TensorSpec
-from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
-from pocketvlm.toolchain.backends.qnn.float_graph import OPSET
+from pocketvlm.toolchain.backends.onnx_graph import MICROSOFT, GraphWriter, TensorFile
+from pocketvlm.toolchain.backends.qnn.float_graph import OPSET, dequantized
 from pocketvlm.toolchain.backends.qnn.static_graph import Kind, Matrix, Node, Range, StaticGraph
 from pocketvlm.toolchain.quantize import lpbq
 from pocketvlm.toolchain.quantize.block import BlockWeights
@@ -29,6 +30,9 @@ from pocketvlm.toolchain.quantize.block import BlockWeights
 _DTYPES: dict[Kind, type[np.unsignedinteger[Any] | np.signedinteger[Any]]] = {"uint16": np.uint16, "int8": np.int8}
 _INT8_MOST = 127
 _SMALLEST = 1e-6
+_BLOCK = 32
+# MatMulNBits' accuracy level for float32 activations.
+_FLOAT_PRODUCTS = 1
 
 
 class Quantization:
@@ -83,6 +87,15 @@ def write_qdq(graph: StaticGraph, ranges: Mapping[str, Range], path: Path, tenso
     writer.write().save(path, OPSET)
 
 
+def write_packed(graph: StaticGraph, ranges: Mapping[str, Range], path: Path, tensors: TensorFile) -> None:
+    """The same numbers for the CPU alone, where weights are not unpacked in every run.
+
+    ONNX Runtime's CPU computes every DequantizeLinear of a weight each time, on one core, which is most of what a token takes.
+    """
+    writer = _PackedWriter(graph, quantizations(graph, ranges), GraphWriter(graph.name, tensors))
+    writer.write().save(path, OPSET)
+
+
 def tensors_of(graph: StaticGraph) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the runtime sees them."""
 
@@ -110,23 +123,28 @@ class _Writer:
             self._float[name] = writer.weight(name, integers)
         for name, values in graph.vectors.items():
             self._float[name] = self._vector(name, values)
-        for name, matrix in graph.matrices.items():
-            self._float[name] = self._matrix(name, matrix)
+        self._matrices()
         for node in graph.nodes:
             self._node(node)
         for tensor in outputs:
             writer.output(tensor)
         return writer
 
+    def _matrices(self) -> None:
+        for name, matrix in self._graph.matrices.items():
+            self._float[name] = self._matrix(name, matrix)
+
     def _node(self, node: Node) -> None:
-        inputs = [self._float[name] for name in node.inputs]
         if node.cast:
-            raw = inputs
+            raw = [self._float[node.inputs[0]]]
         else:
             raw = [f"{name}.value" for name in node.outputs]
-            self._writer.nodes(node.op, inputs, raw, **node.attributes)
+            self._operator(node, raw)
         for name, value in zip(node.outputs, raw, strict=True):
             self._result(name, value)
+
+    def _operator(self, node: Node, results: list[str]) -> None:
+        self._writer.nodes(node.op, [self._float[name] for name in node.inputs], results, **node.attributes)
 
     def _result(self, name: str, value: str) -> None:
         """Quantize a result; an output is int8 codes or the dequantized value."""
@@ -198,3 +216,40 @@ class _Writer:
         flat = np.append(flat, np.uint8(0)) if flat.size % 2 else flat
         packed = flat[0::2] | (flat[1::2] << 4)
         return self._writer.packed_weight(name, packed.astype(np.uint8), TensorProto.INT4, codes.shape)
+
+
+class _PackedWriter(_Writer):
+    """Writes products with INT4 weights as MatMulNBits, and those with INT8 weights with the floats that these stand for."""
+
+    def _matrices(self) -> None:
+        """Written with their products."""
+
+    def _operator(self, node: Node, results: list[str]) -> None:
+        name = node.inputs[1] if node.op == "MatMul" else ""
+        matrix, writer = self._graph.matrices.get(name), self._writer
+        if matrix is None:
+            super()._operator(node, results)
+            return
+        x, weights = self._float[node.inputs[0]], matrix.read()
+        if not isinstance(weights, BlockWeights):
+            writer.nodes("MatMul", [x, writer.weight(name, dequantized(matrix))], results)
+            return
+        weights = _in_blocks(weights)
+        inputs = [x, writer.weight(f"{name}.packed", weights.packed())]
+        inputs.append(writer.weight(f"{name}.block_scales", weights.scales * matrix.row_scale.reshape(-1, 1)))
+        writer.nodes(
+            "MatMulNBits", inputs, results, domain=MICROSOFT, K=weights.inputs, N=len(weights.scales), bits=weights.bits,
+            block_size=weights.block_size, accuracy_level=_FLOAT_PRODUCTS,
+        )  # fmt: skip
+
+
+def _in_blocks(weights: BlockWeights) -> BlockWeights:
+    """Symmetric weights in blocks that MatMulNBits takes: one scale a row is repeated for every block."""
+    if weights.scales.shape[1] > 1:
+        return weights
+    blocks = -(-weights.inputs // _BLOCK)
+    codes = weights.codes[:, : weights.inputs]
+    middle = 1 << (weights.bits - 1)
+    codes = np.pad(codes, ((0, 0), (0, blocks * _BLOCK - weights.inputs)), constant_values=middle)
+    scales = np.repeat(weights.scales, blocks, 1)
+    return replace(weights, codes=codes, scales=scales, zeros=np.full(scales.shape, middle, np.uint8), block_size=_BLOCK)

@@ -22,7 +22,7 @@ _SHARED_FOLDER = "qnn"
 
 
 def on_cpu(job: LowerJob) -> VariantSpec:
-    """All stages as this machine's CPU runs them; those of the NPU are the graphs that will be compiled, outside the bundle."""
+    """All stages as this machine's CPU runs them; those of the NPU, which compute what will be compiled, outside the bundle."""
     recipe, graphs = job.recipe, job.once(write_graphs)
     stages = {name: replace(stage, engine=_CPU_ENGINE) for name, stage in job.once(ort_cpu.cpu_stages).items()}
     for half, names in _HALVES.items():
@@ -33,7 +33,7 @@ def on_cpu(job: LowerJob) -> VariantSpec:
                 name: replace(stage, engine=whole.engine, engine_options=whole.engine_options) for name, stage in left.items()
             }
     stages |= {name: graph.spec for name, graph in graphs.positions.items()}
-    stages |= {graph.stage: graph.spec for part in graphs.parts for graph in part.graphs}
+    stages |= {graph.stage: graph.on_cpu or graph.spec for part in graphs.parts for graph in part.graphs}
     decoder = job.spec.decoder
     cache = KvCacheSpec(
         dtype="int8", protocol="columns", layers=decoder.layers, kv_heads=decoder.kv_heads, head_dim=decoder.head_dim,
@@ -54,13 +54,11 @@ def on_cpu(job: LowerJob) -> VariantSpec:
 
 
 def proxy(job: LowerJob) -> VariantSpec:
-    """The same as a variant of the bundle."""
+    """A variant of the bundle with the very graphs that are compiled."""
     variant, folder = job.once(on_cpu), job.folders(_ON_CPU)
-    positions = job.once(positions_stages)
-    stages = {
-        name: stage if not Path(stage.file).is_absolute() else positions.get(name) or _placed(stage, folder, _ON_CPU)
-        for name, stage in variant.stages.items()
-    }
+    stages = variant.stages | job.once(positions_stages)
+    for part in job.once(write_graphs).parts:
+        stages |= {graph.stage: _placed(graph.spec, folder, _ON_CPU) for graph in part.graphs}
     return replace(variant, stages=stages)
 
 
