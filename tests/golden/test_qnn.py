@@ -29,7 +29,7 @@ from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.calibrate import mask_scores
 from pocketvlm.toolchain.backends.qnn.compiler import Compiler, compile_options, run_worker
-from pocketvlm.toolchain.backends.qnn.emulation import AGREEMENT, agreement
+from pocketvlm.toolchain.backends.qnn.emulation import AGREEMENT, Emulation, agreement, least_agreement, record
 from pocketvlm.toolchain.backends.qnn.float_graph import float_run
 from pocketvlm.toolchain.backends.qnn.graphs import Graph, int4_reader
 from pocketvlm.toolchain.backends.qnn.half_graph import write_half
@@ -42,6 +42,7 @@ from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, wor
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
+from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
 from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
 from pocketvlm.toolchain.verify import verify_bundle
@@ -649,3 +650,39 @@ def test_agreement_tells_cache_and_activations_apart() -> None:
     assert agreement(same, same) == pytest.approx(1)
     other = {**same, "new_key.0": np.array([2, -1], np.int8)}
     assert agreement(other, same) == pytest.approx(0)
+
+
+def test_every_layer_of_a_graph_may_add_its_rounding() -> None:
+    assert least_agreement(1) == AGREEMENT == 0.9999
+    assert least_agreement(4) == pytest.approx(0.9996)
+
+
+@pytest.mark.parametrize(("layers", "passes"), [(2, False), (3, True)])
+def test_a_graph_is_held_against_what_its_layers_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, passes: bool
+) -> None:
+    graph = replace(written(tmp_path, linear_and("Sigmoid")), layers=layers)
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 32)).astype(np.float32)
+    on_cpu = 1 / (1 + np.exp(-x))
+    noise = np.random.default_rng(1).normal(size=x.shape)
+    noise -= on_cpu * (noise * on_cpu).sum() / np.square(on_cpu).sum()
+    angle = np.arccos(0.99975)
+    other = np.cos(angle) * on_cpu + np.sin(angle) * noise * np.linalg.norm(on_cpu) / np.linalg.norm(noise)
+    monkeypatch.setattr(Emulation, "_emulate", lambda *arguments: {"y": other})
+    emulation = Emulation(tmp_path / "work", compile_options(SOCS["SM8750"], None), 4 << 30, SilentProgress())
+    if passes:
+        assert emulation.check(graph, ({"x": x}, {"y": on_cpu}), None) == ("small", pytest.approx(0.99975, abs=1e-6))
+    else:
+        with pytest.raises(GateError, match=r"cosine 0\.99975, not at least 0\.99980.*layers_per_part: 1.*emulate: none"):
+            emulation.check(graph, ({"x": x}, {"y": on_cpu}), None)
+
+
+def test_a_batch_is_filled_with_real_tiles_for_the_comparison(bundles: Callable[[str], Path]) -> None:
+    variant = Bundle.open(bundles("separate")).variant("qnn-cpu")
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(1, *variant.stages["patch_embed"].inputs[0].shape[1:], generator=generator)
+    embeddings = torch.randn(1, 40, variant.stages["lm_head"].inputs[0].shape[-1], generator=generator)
+    sample = Conversation(Path("image.png"), None, None, pixels, embeddings)  # type: ignore[arg-type]
+    patches = record(variant, bundles("separate"), sample, {"vision_encoder.0"})["vision_encoder.0"][0]["patches"]
+    assert len(patches) == variant.vision_batch == 2
+    np.testing.assert_array_equal(patches[0], patches[1])

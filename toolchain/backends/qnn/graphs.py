@@ -44,6 +44,7 @@ class Graph:
         spec: its tensors; the file is not yet that of a bundle.
         on_cpu: the same numbers in a form that the CPU computes faster; without one it takes the graph itself.
         products: multiplications of one run.
+        layers: of the model, in this graph; 1 where it holds none.
         first_layer: its first layer by itself, for the emulation, of one among the graphs that are too large as a whole.
     """
 
@@ -51,6 +52,7 @@ class Graph:
     path: Path
     spec: StageSpec
     products: int
+    layers: int = 1
     on_cpu: StageSpec | None = None
     first_layer: Graph | None = None
 
@@ -190,21 +192,23 @@ class _Writer:
             if self._samples and number == len(bounds) // 2:
                 large = {stage for stage in records if graphs[f"{stage}{suffix}"].products() > SMALL_PRODUCTS}
                 layers = {f"{stage}{suffix}": records[stage](first, first + 1) for stage in large}
-            made.append(self.part(f"{name}{suffix}", graphs, layers))
+            made.append(self.part(f"{name}{suffix}", graphs, max(1, last - first), layers))
         return made
 
-    def part(self, name: str, graphs: dict[str, StaticGraph], first_layers: Mapping[str, StaticGraph] | None = None) -> Part:
-        """Graphs that share weights, by stage."""
+    def part(
+        self, name: str, graphs: dict[str, StaticGraph], layers: int = 1, first_layers: Mapping[str, StaticGraph] | None = None
+    ) -> Part:
+        """Graphs that share weights, by stage, each of so many layers."""
         data = self._folder / f"{name}.data"
-        layers: dict[str, Graph] = {}
+        samples: dict[str, Graph] = {}
         with TensorFile(data) as tensors:
             for stage, graph in (first_layers or {}).items():
                 spec = self._write(f"{stage}.first_layer", graph, tensors, data)
-                layers[stage] = Graph(stage, Path(spec.file), spec, graph.products())
+                samples[stage] = Graph(stage, Path(spec.file), spec, graph.products())
             specs = {stage: self._write(stage, graph, tensors, data) for stage, graph in graphs.items()}
         on_cpu = self._packed(name, graphs)
         made = [
-            Graph(stage, Path(specs[stage].file), specs[stage], graph.products(), on_cpu.get(stage), layers.get(stage))
+            Graph(stage, Path(specs[stage].file), specs[stage], graph.products(), layers, on_cpu.get(stage), samples.get(stage))
             for stage, graph in graphs.items()
         ]
         return Part(name, tuple(made), data)
