@@ -9,10 +9,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from pocketvlm import __version__
 from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.toolchain.commands.options import (
+    BundlePath,
+    CheckpointName,
+    Debug,
+    Json,
+    OnceCommand,
+    Revision,
+    Target,
+    config_option,
+    output_option,
+    path_of,
+    text_of,
+)
 from pocketvlm.toolchain.recipe import MAX_CHUNK, MAX_CONTEXT
 
 app = typer.Typer(
@@ -24,56 +36,6 @@ app = typer.Typer(
 )
 
 
-def _text(text: str) -> str:
-    if not text:
-        raise typer.BadParameter("it is empty")
-    return text
-
-
-def _path(text: str) -> Path:
-    # Path("") would be the current folder.
-    return Path(_text(text))
-
-
-def _variant(text: str) -> str:
-    if "" in text.split("+"):
-        raise typer.BadParameter(f"{text!r} lacks a target; write T, or T1+T2")
-    return text
-
-
-class _OnceCommand(TyperCommand):
-    """A command that refuses an option given twice where it can heed one only. Click would take the last in silence."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
-        rest = super().parse_args(ctx, args)
-        for parameter in order:
-            count = order.count(parameter)
-            if count > 1 and not (getattr(parameter, "multiple", False) or getattr(parameter, "is_flag", False)):
-                times = "twice" if count == 2 else f"{count} times"
-                name = max(parameter.opts, key=len)
-                raise UsageError(f"{name} was given {times}", f"give it once; see `{ctx.command_path} --help`")
-        return rest
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-CheckpointName = Annotated[
-    str, typer.Argument(parser=_text, metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")
-]
-Revision = Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")]
-BundlePath = Annotated[
-    Path, typer.Argument(parser=_path, metavar="BUNDLE", help="Bundle: a directory or a zip.", show_default=False)
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        parser=_variant,
-        metavar="T",
-        help="Variant to use, by its target or name (see `pocketvlm inspect`); unless given, the first that runs here. "
-        "An NPU that is only emulated here is used only when it is named. T1+T2: vision from T1, language model from T2.",
-    ),
-]
 Section = Literal["architectures", "connectors", "tilings", "targets"]
 
 
@@ -109,7 +71,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except KeyboardInterrupt as error:
                 raise Cancelled("interrupted") from error
 
-        app.command(name, cls=_OnceCommand)(call)
+        app.command(name, cls=OnceCommand)(call)
         return call
 
     return register
@@ -135,24 +97,14 @@ def _export(
     checkpoint: CheckpointName,
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=_path,
-            metavar="BUNDLE",
-            help="Directory to write. A bundle that is there is replaced once the new one is good; nothing else is.",
-            show_default=False,
+        output_option(
+            "BUNDLE",
+            "Directory to write. A bundle that is there is replaced once the new one is good; nothing else is.",
         ),
     ],
     config: Annotated[
         Path | None,
-        typer.Option(
-            "-c",
-            "--config",
-            parser=_path,
-            metavar="RECIPE.yaml",
-            help="Recipe with these and all other settings, such as those in export_configs/. Options override it.",
-        ),
+        config_option("Recipe with these and all other settings, such as those in export_configs/. Options override it."),
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -205,24 +157,14 @@ def _tune(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=_path,
-            metavar="RECIPE.yaml",
-            help="Recipe to write. One that this command wrote before is replaced, unless it has been edited; nothing else is.",
-            show_default=False,
+        output_option(
+            "RECIPE.yaml",
+            "Recipe to write. One that this command wrote before is replaced, unless it has been edited; nothing else is.",
         ),
     ],
     config: Annotated[
         Path | None,
-        typer.Option(
-            "-c",
-            "--config",
-            parser=_path,
-            metavar="RECIPE.yaml",
-            help="Recipe to start from; what is not tuned stays as it is.",
-        ),
+        config_option("Recipe to start from; what is not tuned stays as it is."),
     ] = None,
     revision: Revision = None,
     as_json: Json = False,
@@ -243,7 +185,7 @@ def _run(
     bundle: BundlePath,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Question; read from stdin if missing.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(parser=_path, metavar="FILE", help="Image to ask about; may be repeated.")
+        list[Path] | None, typer.Option(parser=path_of, metavar="FILE", help="Image to ask about; may be repeated.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[
@@ -257,7 +199,7 @@ def _run(
     ] = None,
     target: Target = None,
     trace: Annotated[
-        Path | None, typer.Option(parser=_path, metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
+        Path | None, typer.Option(parser=path_of, metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -287,7 +229,7 @@ def _bench(
     image: Annotated[
         Path | None,
         typer.Option(
-            parser=_path,
+            parser=path_of,
             metavar="FILE",
             help="Measure questions about this image, not yet and already encoded, instead of text alone.",
         ),
@@ -325,7 +267,7 @@ def _bench(
 @_command("inspect")
 def _inspect(
     path: Annotated[
-        str, typer.Argument(parser=_text, metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")
+        str, typer.Argument(parser=text_of, metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")
     ],
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Only show how such an image is cut.")] = None,
     as_json: Json = False,
