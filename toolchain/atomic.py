@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-from pocketvlm.errors import EnvironmentFault
+from pocketvlm.errors import EnvironmentFault, UsageError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -54,6 +54,17 @@ class OutputLock:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path.unlink(missing_ok=True)
         os.close(self._handle)
+
+
+def check_folders(output: Path) -> None:
+    """Refuse a path below a file, where no folder can be made.
+
+    Raises:
+        UsageError: naming the file.
+    """
+    nearest = next((folder for folder in output.parents if folder.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise UsageError(f"{output}: {nearest} is a file, not a folder", "choose another output")
 
 
 def partial_path(output: Path) -> Path:

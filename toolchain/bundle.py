@@ -28,7 +28,7 @@ from pocketvlm.runtime.manifest import (
     manifest_hash,
     parse_manifest,
 )
-from pocketvlm.toolchain.atomic import OutputLock, partial_path, recover, replace_directory, sync_directory
+from pocketvlm.toolchain.atomic import OutputLock, check_folders, partial_path, recover, replace_directory, sync_directory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written\Z")
@@ -72,6 +72,7 @@ class BundleWriter:
 
     def __init__(self, output: Path, estimated_bytes: int = 0, *, verify: Callable[[Path], None] = read_back) -> None:
         check_replaceable(output)
+        self._given = output
         # A link to a bundle stays a link.
         self.output = output.resolve()
         self._estimate = estimated_bytes
@@ -88,7 +89,7 @@ class BundleWriter:
                 if _is_disk_full(error):
                     raise
                 raise EnvironmentFault(
-                    f"{self.output}: cannot be written: {error.strerror or error}",
+                    f"{self._given}: cannot be written: {error.strerror or error}",
                     "choose another output, or check its permissions",
                 ) from error
             self._stack = self._stack.pop_all()
@@ -228,8 +229,8 @@ def check_replaceable(output: Path) -> None:
     Raises:
         UsageError: `output` is such a thing, or no place for a bundle.
     """
-    output = output.resolve()
-    if not output.name:
+    check_folders(output)
+    if not output.resolve().name:
         raise UsageError(f"{output}: cannot be a bundle's directory", "choose another output")
     if not output.exists():
         return

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pocketvlm import __version__
-from pocketvlm.errors import BundleError, CheckpointError, RecipeError, UsageError
+from pocketvlm.errors import BundleError, CheckpointError, RecipeError, SettingError, UsageError
 from pocketvlm.runtime.manifest import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
@@ -46,7 +46,7 @@ from pocketvlm.toolchain.quantize import calibration, calibration_text
 from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
 from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
 from pocketvlm.toolchain.quantize.self_text import write_text
-from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
+from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe, idle_settings
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
 from pocketvlm.toolchain.task import TaskQuestion, load_task
 from pocketvlm.toolchain.tiling import grids
@@ -119,6 +119,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
 
     Raises:
         UsageError: something that is no bundle stands at `output`.
+        SettingError: a target or the model cannot follow the recipe.
         CheckpointError: the checkpoint is incomplete, damaged or not supported.
         TemplateError: its chat template is hostile or cannot be expressed as data.
         RecipeError: a calibration file is unusable.
@@ -129,6 +130,7 @@ def export_checkpoint(checkpoint: Checkpoint, output: Path, recipe: ExportRecipe
     prepared = prepare(checkpoint, recipe)
     expected = prepared.estimate
     progress.estimate(expected.ram_bytes, expected.disk_bytes, expected.seconds)
+    _tell_shortened_chunks(prepared.spec, recipe, progress)
     with BundleWriter(output, expected.disk_bytes) as writer, _telling_what_is_kept(output, progress):
         writer.copy(checkpoint.path("tokenizer.json"), prepared.tokenizer.file)
         spec = prepared.spec
@@ -249,11 +251,26 @@ def capacity_of(backend: Backend, spec: ModelSpec, recipe: ExportRecipe) -> int:
     return recipe.max_seq_len or min(spec.decoder.max_positions, backend.default_context)
 
 
+def _tell_shortened_chunks(spec: ModelSpec, recipe: ExportRecipe, progress: Progress) -> None:
+    for target in recipe.targets:
+        capacity = capacity_of(BACKENDS.load(target)(target), spec, recipe)
+        if recipe.chunk_size > capacity:
+            told = f"chunk_size {recipe.chunk_size} is more than the cache of {target} holds"
+            progress.note(f"{told}: its chunks are of {capacity} positions")
+
+
 def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
     """Read and check everything that can be checked without work.
 
     Raises: as `export_checkpoint`.
     """
+    idle = idle_settings(recipe)
+    if idle:
+        raise SettingError(
+            idle[0],
+            f"{', '.join(idle)} would have no effect: no target is qnn:*",
+            "leave it out, or add such a target to `targets`",
+        )
     spec, rename = describe(checkpoint, recipe)
     backends = [BACKENDS.load(target)(target) for target in recipe.targets]
     for backend in backends:
@@ -269,6 +286,8 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
     task = load_task(Path(recipe.task)) if recipe.task is not None else ()
     try:
         text = Tokenizer.open(checkpoint.path("tokenizer.json"))
+        if recipe.calibration.prompts and not recipe.calibration.any_script:
+            calibration_text.check_prompts(text, prompts)
         tokenizer = _tokenizer_spec(checkpoint, spec, prompt, text)
         builder = PromptBuilder(prompt, text, tokenizer.add_special_tokens)
         planned = calibration.plans(spec, images)
@@ -282,7 +301,8 @@ def prepare(checkpoint: Checkpoint, recipe: ExportRecipe) -> Prepared:
         ) from error
     limit = spec.decoder.max_positions
     if recipe.max_seq_len is not None and recipe.max_seq_len > limit:
-        raise UsageError(f"--max-seq-len {recipe.max_seq_len} exceeds the model's {limit} positions", "take no more than that")
+        message = f"`max_seq_len` {recipe.max_seq_len} exceeds the model's {limit} positions"
+        raise SettingError("max_seq_len", message, "take no more than that")
     capacity = min(capacity_of(backend, spec, recipe) for backend in backends)
     _check_room(longest, capacity, recipe)
     needs = [backend.needs(spec, recipe) for backend in backends]
@@ -330,8 +350,9 @@ def _check_room(longest: int, capacity: int, recipe: ExportRecipe) -> None:
         return
     what = f"an image of the calibration or the task, its question and an answer take {needed} positions"
     if recipe.max_seq_len is not None:
-        raise UsageError(
-            f"--max-seq-len {capacity} is too small: {what}",
+        raise SettingError(
+            "max_seq_len",
+            f"`max_seq_len` {capacity} is too small: {what}",
             "raise it, or name smaller images under calibration.images in a recipe",
         )
     raise CheckpointError(f"{what}, the model has {capacity}", "give smaller images or grids in the recipe")

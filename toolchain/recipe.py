@@ -11,7 +11,7 @@ from pocketvlm.errors import RecipeError
 from pocketvlm.runtime.grid_policies import GRID_POLICIES
 from pocketvlm.runtime.manifest import MAX_GRID_SIDE, MAX_GRIDS, Thumbnail, TilingSpec
 from pocketvlm.runtime.strict_json import decode
-from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.backends import BACKENDS, family
 
 MAX_RECIPE_BYTES = 1024 * 1024
 MAX_CONTEXT = 1 << 24
@@ -96,7 +96,7 @@ class Calibration:
         prompts: questions that are asked about each image; or a text file with one question a line.
         text: a text file for the language model alone, or "generated": what the model itself writes.
         tokens: how many tokens of `text` are used at most.
-        any_script: take `text` also where the model's vocabulary does not seem to be made for its script.
+        any_script: take `prompts` and `text` also where the model's vocabulary does not seem to be made for their script.
     """
 
     images: tuple[str, ...] = ()
@@ -224,8 +224,11 @@ class ExportRecipe:
             _within("tiling.alpha", tiling.alpha, 0.0, 1.0)
 
 
-def load_recipe(path: Path) -> ExportRecipe:
+def load_recipe(path: Path, targets: tuple[str, ...] = ("ort-cpu",)) -> ExportRecipe:
     """Read a recipe file. Paths in it are taken relative to it.
+
+    Args:
+        targets: for a file that names none.
 
     Raises:
         RecipeError: the file is missing, too large or not YAML, has a repeated or unknown key (the hint names the nearest
@@ -233,14 +236,24 @@ def load_recipe(path: Path) -> ExportRecipe:
     """
     raw = _read_yaml(path)
     try:
-        recipe: ExportRecipe = decode(ExportRecipe, raw, path.name, RecipeError)
+        recipe: ExportRecipe = decode(ExportRecipe, raw, str(path), RecipeError)
+        if "targets" not in raw:
+            recipe = replace(recipe, targets=targets)
         for target in recipe.targets:
             BACKENDS.require(target, RecipeError)
     except RecipeError as error:
         message = error.message.removeprefix("recipe: ")
-        message = message if message.startswith(path.name) else f"{path.name}: {message}"
+        message = message if message.startswith(str(path)) else f"{path}: {message}"
         raise RecipeError(message, error.hint) from None
     return with_paths(recipe, lambda name: str(path.parent / name))
+
+
+def idle_settings(recipe: ExportRecipe) -> list[str]:
+    """Settings without effect: those of `qnn` that were changed although no target is of that family."""
+    if any(family(target) == "qnn" for target in recipe.targets):
+        return []
+    default = Qnn()
+    return [f"qnn.{item.name}" for item in fields(Qnn) if getattr(recipe.qnn, item.name) != getattr(default, item.name)]
 
 
 def with_paths(recipe: ExportRecipe, change: Callable[[str], str]) -> ExportRecipe:

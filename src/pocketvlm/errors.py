@@ -2,6 +2,7 @@
 
     PocketVLMError                 exit code  code
     ├── UsageError                 2          usage
+    │   └── SettingError           2          usage
     ├── BadInputError              3          bad_input
     │   ├── CheckpointError        3          bad_checkpoint
     │   ├── RecipeError            3          bad_recipe
@@ -45,6 +46,20 @@ class UsageError(PocketVLMError):
 
     exit_code = 2
     code = "usage"
+
+
+class SettingError(UsageError):
+    """A setting of an export that the target or the model cannot follow.
+
+    Args:
+        key: the setting, as a recipe names it ("qnn.vtcm_mb").
+        message, hint: in the words of a recipe. Settings that are options of the command line, too, stand in backquotes
+            (`max_seq_len`): the command names the option where that was used.
+    """
+
+    def __init__(self, key: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.key = key
 
 
 class BadInputError(PocketVLMError):

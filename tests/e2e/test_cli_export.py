@@ -109,7 +109,23 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], int, str]] = {
     "wrong type": ({"vision_batch": "4"}, 3, "vision_batch: expected int"),
     "no such image": ({"calibration": {"images": ["gone.png"]}}, 3, r"gone\.png' does not exist"),
     "no such text": ({"calibration": {"text": "gone.txt"}}, 3, r"gone\.txt' cannot be read"),
-    "a task that is not there": ({"task": "gone.json"}, 3, r"task .*gone\.json: cannot be read"),
+    "a task that is not there": ({"task": "gone.json"}, 3, r"changed\.yaml: task .*gone\.json: cannot be read"),
+    "more positions than the model has": (
+        {"max_seq_len": 513},
+        3,
+        r"changed\.yaml: max_seq_len 513 exceeds the model's 512 positions",
+    ),
+    "too few positions": ({"max_seq_len": 100}, 3, r"changed\.yaml: max_seq_len 100 is too small: .* \(raise it"),
+    "settings of no target": (
+        {"qnn": {"emulate": "all"}},
+        3,
+        r"changed\.yaml: qnn\.emulate would have no effect: no target is qnn",
+    ),
+    "prompts in another script": (
+        {"calibration": {"prompts": ["What is it?", "Что здесь написано?"]}},
+        3,
+        r"changed\.yaml: calibration prompt 'Что здесь написано\?'.*any_script: true",
+    ),
     "a threshold without a task": ({"thresholds": {"task": 0.5}}, 3, r"thresholds\.task needs a task"),
     "grids beyond the context": ({"tiling": {"grids": [[20, 20]]}}, 3, r"take \d+ positions, the model has 512"),
     "thresholds that nothing meets": (
@@ -175,6 +191,34 @@ def test_bad_options(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_and_recipe_are_blamed_for_what_is_theirs(call: Call, pristine: Path, tmp_path: Path) -> None:
+    path = recipe_with(tmp_path, precision="fp32", lm_head_bits=4)
+    for options, code, told in (
+        (["--target", "qnn:SM8650"], 3, r"changed\.yaml: precision is fp32, and target qnn:SM8650 has no float32 form"),
+        (["--target", "qnn:SM8650", "--precision", "fp32"], 2, r"error: --precision is fp32, and target qnn:SM8650 has no"),
+        (["--target", "qnn:SM8650", "--precision", "paper"], 3, r"changed\.yaml: lm_head_bits: 4 .* add --target ort-cpu\)$"),
+        (["--max-seq-len", 513], 2, r"error: --max-seq-len 513 exceeds"),
+    ):
+        call("export", pristine, "-o", tmp_path / "bundle", "-c", path, *options).failed(code, told)
+    path = recipe_with(tmp_path, targets=["qnn:SM8650"], lm_head_bits=4)
+    call("export", pristine, "-o", tmp_path / "bundle", "-c", path).failed(3, r"lm_head_bits: 4 .* add ort-cpu to targets\)$")
+
+
+def test_any_script_is_for_prompts_too_and_chunks_beyond_the_cache_are_told(
+    call: Call, pristine: Path, recipe: Path, tmp_path: Path
+) -> None:
+    raw = json.loads(recipe.read_text())
+    calibration = {**raw["calibration"], "prompts": ["Что здесь написано?"], "any_script": True}
+    path = recipe_with(
+        tmp_path, **{**raw, "calibration": calibration, "precision": "fp32", "chunk_size": 400, "max_seq_len": 300}
+    )
+    exported = call("export", pristine, "-o", tmp_path / "bundle", "-c", path)
+    assert exported.code == 0, exported.err
+    assert "\nchunk_size 400 is more than the cache of ort-cpu holds: its chunks are of 300 positions\n" in exported.err
+    inspected = call("inspect", tmp_path / "bundle", "--json").json
+    assert inspected["variants"][0]["kv_cache"]["chunk_size"] == 300
+
+
 def test_an_output_that_is_no_bundle_is_left_alone(call: Call, pristine: Path, recipe: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     (place / "photos").mkdir(parents=True)
@@ -187,7 +231,7 @@ def test_an_output_that_is_no_bundle_is_left_alone(call: Call, pristine: Path, r
         (place / "photos", 2, r"photos: exists and holds cat\.jpg, which is not part of a bundle"),
         (place, 2, "exists and holds .*, which is not part of a bundle"),
         (place / "checkpoint", 2, "exists and holds .*, which is not part of a bundle"),
-        (place / "file" / "bundle", 5, "bundle: cannot be written"),
+        (place / "file" / "bundle", 2, "bundle: .*file is a file, not a folder"),
         ("/", 2, "cannot be a bundle's directory"),
         ("", 2, "'--output': it is empty"),
         (place / ("x" * 300), 5, "cannot be written: File name too long|File name too long"),

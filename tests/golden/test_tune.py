@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pocketvlm.errors import EnvironmentFault, GateError, PocketVLMError, UsageError
+from pocketvlm.errors import EnvironmentFault, GateError, PocketVLMError, RecipeError, UsageError
 from pocketvlm.toolchain.backends.base import Choice
 from pocketvlm.toolchain.backends.qnn.simulated import Simulated, simulate
 from pocketvlm.toolchain.backends.qnn.socs import SOCS, Soc
@@ -80,16 +81,88 @@ def test_other_targets_of_the_recipe_stay(checkpoint: Path, tmp_path: Path, comp
     assert recipe.qnn == Qnn(("vision",), 4, "float16", vtcm_mb=2)
 
 
-def test_a_file_that_exists_is_not_overwritten(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("")
-    with pytest.raises(UsageError, match=r"mine\.yaml: exists"):
-        tune(str(checkpoint), "qnn:SM8650", tmp_path / "mine.yaml", None, None, as_json=False)
+def test_a_sibling_makes_room_and_the_rest_stays(checkpoint: Path, tmp_path: Path, compiler: Compiler) -> None:
+    start, output = tmp_path / "start.yaml", tmp_path / "tuned.yaml"
+    start.write_text('targets: ["qnn:SM8750", ort-cpu]\nkv_cache: {granularity: per_channel}\n')
+    tune(str(checkpoint), "qnn:SM8650", output, start, None, as_json=True)
+    recipe = load_recipe(output)
+    assert (recipe.targets, recipe.kv_cache.granularity) == (("qnn:SM8650", "ort-cpu"), "per_channel")
 
 
-def test_a_missing_folder_is_told_before_the_work(checkpoint: Path, tmp_path: Path, compiler: Compiler) -> None:
-    with pytest.raises(UsageError, match=r"there is no folder .*/nowhere"):
-        tune(str(checkpoint), "qnn:SM8650", tmp_path / "nowhere" / "recipe.yaml", None, None, as_json=False)
-    assert compiler.seen == []
+def test_its_own_recipe_is_overwritten_until_it_is_edited(checkpoint: Path, tmp_path: Path, compiler: Compiler) -> None:
+    output = tmp_path / "tuned.yaml"
+    link = tmp_path / "link.yaml"
+    link.symlink_to(output)
+    for target, place in (("qnn:SM8650", output), ("qnn:SM8750", output), ("qnn:SM8650", link)):
+        tune(str(checkpoint), target, place, None, None, as_json=True)
+        assert load_recipe(output).targets == (target,)
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.yaml", "tuned.yaml"]
+    text, seen = output.read_text(), len(compiler.seen)
+    for edited in (text.replace("qnn:SM8650", "qnn:SM8850"), text + "# mine\n", "\n".join(text.splitlines()[:-1]), ""):
+        output.write_text(edited)
+        with pytest.raises(UsageError, match=r"tuned\.yaml: exists and is not what pocketvlm tune wrote"):
+            tune(str(checkpoint), "qnn:SM8750", output, None, None, as_json=True)
+        assert output.read_text() == edited
+    with pytest.raises(UsageError, match=r"exists and is not"):
+        tune(str(checkpoint), "qnn:SM8750", tmp_path, None, None, as_json=True)
+    assert len(compiler.seen) == seen
+
+
+def test_what_has_come_meanwhile_is_not_overwritten(checkpoint: Path, tmp_path: Path, compiler: Compiler) -> None:
+    def says(name: str, shape: tuple[int, ...], ops: str, memory: int) -> int:
+        (tmp_path / "tuned.yaml").write_text("mine")
+        return 1
+
+    compiler.says = says
+    with pytest.raises(UsageError, match="exists and is not"):
+        tune(str(checkpoint), "qnn:SM8650", tmp_path / "tuned.yaml", None, None, as_json=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "told"),
+    [
+        ("x" * 300, EnvironmentFault, "^x*: cannot be written: File name too long"),
+        ("start.yaml/recipe.yaml", UsageError, r"^start\.yaml/recipe\.yaml: start\.yaml is a file, not a folder"),
+        ("nowhere/recipe.yaml", UsageError, r"^nowhere/recipe\.yaml: there is no folder nowhere"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_checkpoint_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: type[PocketVLMError], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("start.yaml").write_text("")
+    with pytest.raises(kind, match=told):
+        tune("no-such-checkpoint", "qnn:SM8650", Path(place), None, None, as_json=False)
+
+
+def test_a_folder_that_takes_no_file_is_told_before_the_checkpoint_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(EnvironmentFault, match=r"recipe\.yaml: cannot be written: Permission denied"):
+        tune("no-such-checkpoint", "qnn:SM8650", tmp_path / "recipe.yaml", None, None, as_json=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("qnn: {vtcm_mb: 9}", r"qnn\.vtcm_mb is 9, and SM8650 has 8 MB on chip"),
+        ("qnn: {stages: [vision]}", r"qnn\.stages .* leaves the other half .*\(add ort-cpu to targets\)"),
+        ("precision: fp32", r"precision is fp32, and target qnn:SM8650 has no float32 form"),
+    ],
+)
+def test_a_recipe_that_the_npu_cannot_follow_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("start.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=rf"^start\.yaml: {told}"):
+        tune(str(checkpoint), "qnn:SM8650", Path("tuned.yaml"), Path("start.yaml"), None, as_json=False)
 
 
 @pytest.mark.parametrize(("target", "told"), [("ort-cpu", "no compiler"), ("qnn:SM8651", "did you mean qnn:SM8650")])

@@ -386,7 +386,25 @@ def test_a_full_disk_is_recognised_in_other_libraries_errors(source: Path, place
     assert names(place) == set()
 
 
-def test_an_output_that_cannot_be_written_is_no_bug(place: Path) -> None:
-    (place / "file").write_text("")
-    with pytest.raises(EnvironmentFault, match="cannot be written"):
-        BundleWriter(place / "file" / "bundle").__enter__()
+def test_an_output_that_cannot_be_written_is_no_bug(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(output: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(output))
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("pocketvlm.toolchain.bundle.OutputLock", refuse)
+    with pytest.raises(EnvironmentFault, match=r"^bundle: cannot be written: Permission denied"):
+        BundleWriter(Path("bundle")).__enter__()
+
+
+def test_an_output_that_is_no_place_is_named_as_it_was_given(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    Path("file").write_text("")
+    Path("folder").mkdir()
+    Path("folder/mine").write_text("")
+    for output, told in (
+        ("file", "file: exists and is not a directory"),
+        ("folder", "folder: exists and holds mine, which"),
+        ("file/b/c", "file/b/c: file is a file, not a folder"),
+    ):
+        with pytest.raises(UsageError, match=f"^{told}"):
+            BundleWriter(Path(output))

@@ -12,7 +12,14 @@ from pocketvlm.errors import RecipeError
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.decoders import llama
-from pocketvlm.toolchain.quantize.calibration_text import check_script, held_out_text, read_text, rows_of, token_ids
+from pocketvlm.toolchain.quantize.calibration_text import (
+    check_prompts,
+    check_script,
+    held_out_text,
+    read_text,
+    rows_of,
+    token_ids,
+)
 from pocketvlm.toolchain.quantize.self_text import write_text
 from pocketvlm.toolchain.spec import DecoderSpec, RopeSpec
 from pocketvlm.toolchain.torch_ops import EagerCache, TorchOps
@@ -76,6 +83,7 @@ def test_a_vocabulary_that_spells_everything_takes_any_script() -> None:
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     backend.train_from_iterator([], tokenizers.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
     check_script(Tokenizer(backend), ENGLISH, "text.txt")
+    check_prompts(Tokenizer(backend), ["Total?", "Что здесь написано?"])
 
 
 def test_unknown_tokens_are_counted() -> None:
@@ -87,6 +95,37 @@ def test_unknown_tokens_are_counted() -> None:
     check_script(known, ENGLISH, "text.txt")
     with pytest.raises(RecipeError, match=r"does not know \d\d% of its tokens"):
         check_script(known, RUSSIAN, "text.txt")
+
+    check_prompts(known, ["The dog, the fox and a lazy jaguar."])
+    with pytest.raises(RecipeError, match=r"^calibration prompt 'Что здесь написано\?': .* does not know \d\d% of its tokens"):
+        check_prompts(known, ["The dog.", "Что здесь написано?"])
+
+
+def test_prompts_in_a_script_that_the_vocabulary_lacks_are_refused(tokenizer: Tokenizer) -> None:
+    for prompt in ("Что здесь написано?", "图里有什么", "ما هذا؟", "Wi-Fi 密码是什么", "这张图里写了什么" * 20):
+        with pytest.raises(RecipeError, match=r"^calibration prompt .* is in a script .* tokens for each character") as caught:
+            check_prompts(tokenizer, ["What is it?", prompt])
+        assert prompt[:60] in caught.value.message
+        assert len(caught.value.message) < 250
+        assert "calibration.any_script: true" in caught.value.hint
+
+
+def test_short_prompts_and_signs_are_no_other_script(tokenizer: Tokenizer) -> None:
+    check_prompts(
+        tokenizer,
+        [
+            "OCR",
+            "12:30",
+            "\N{THUMBS UP SIGN}?",
+            "Où ?",
+            "QXZ 7",
+            "Qu'est-ce qui est écrit ici ?",
+            "Größe?",
+            "Đây là gì?",
+            "密码 OK?",
+            "",
+        ],
+    )
 
 
 def test_rows_are_whole() -> None:

@@ -23,14 +23,17 @@ from packaging.specifiers import SpecifierSet
 from PIL import Image
 
 from pocketvlm import __version__, errors
+from pocketvlm.errors import PocketVLMError, RecipeError, SettingError, UsageError
 from pocketvlm.runtime.chat import ChatStream
 from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.commands import chat as chat_module
 from pocketvlm.toolchain.commands import doctor as doctor_module
 from pocketvlm.toolchain.commands import run as run_module
 from pocketvlm.toolchain.commands.bench import summarise
+from pocketvlm.toolchain.commands.origin import naming_origin
 from pocketvlm.toolchain.console import Console
 from pocketvlm.toolchain.progress import Progress, RichProgress, SilentProgress
+from pocketvlm.toolchain.recipe import ExportRecipe
 
 BundleAt = Callable[..., Path]
 # After <bot> (4) comes w10 w11 w12 and the end (2).
@@ -130,6 +133,22 @@ def test_the_commands_are_those_of_the_design(call: Call) -> None:
         (["export", "c", "-o", "b", "--max-seq-len", str(1 << 25)], "max-seq-len"),
         (["doctor", "--target", "ort-cpx"], "did you mean ort-cpu"),
         (["bench", "b", "--json", "--markdown"], "exclude each other"),
+        (["export", "c", "-o", "b", "--target", "ort-cpu", "--target", "ort-cpu"], "--target ort-cpu was given twice"),
+        (
+            ["tune", "c", "-o", "r", "--target", "qnn:SM8650", "--target", "qnn:SM8750"],
+            "--target was given twice .give it once",
+        ),
+        (["doctor", "--target", "qnn:SM8650", "--target", "ort-cpu"], "--target was given twice"),
+        (["run", "b", "p", "--target", "a", "--target", "a", "--target", "b"], "--target was given 3 times"),
+        (["chat", "b", "--target", "a", "--target", "b"], "--target was given twice"),
+        (["bench", "b", "--target", "a", "--target=b"], "--target was given twice"),
+        (["export", "c", "-o", "b", "--output", "d"], "--output was given twice"),
+        (["inspect", "b", "--size", "1x1", "--size", "2x2"], "--size was given twice .*pocketvlm inspect --help"),
+        (["run", "b", "p", "--target", "ort-cpu+"], r"--target': 'ort-cpu\+' lacks a target; write T, or T1\+T2"),
+        (["chat", "b", "--target", "+ort-cpu"], r"'\+ort-cpu' lacks a target"),
+        (["bench", "b", "--target", ""], "lacks a target"),
+        (["export", "c", "-o", f"{__file__}/b"], "test_cli.py/b: .*test_cli.py is a file, not a folder"),
+        (["tune", "c", "-o", f"{__file__}/b/r", "--target", "qnn:SM8650"], "/b/r: .*test_cli.py is a file, not a folder"),
         (["list", "colours"], "colours"),
         (["inspect", "b", "--size", "7x"], "--size '7x'"),
         (["inspect", "b", "--size", "0x7"], "--size '0x7'"),
@@ -142,6 +161,18 @@ def test_wrong_usage_is_one_line_and_exit_code_2(call: Call, arguments: Sequence
         assert result.json["error"]["code"] == "usage"
     else:
         assert result.out == ""
+
+
+def test_what_may_be_given_more_than_once(call: Call, bundle_at: BundleAt, picture: Path) -> None:
+    given = ["--image", picture, "--image", picture, "--json", "--json"]
+    assert len(call("run", bundle_at(chain=REPLY), "w5", *given).json["tile_plans"]) == 2
+    assert call("run", "--target", "a", "--target", "b", "--help").code == 0
+
+
+@pytest.mark.parametrize("name", ["run", "chat", "bench"])
+def test_help_says_that_an_emulated_npu_has_to_be_named(call: Call, name: str) -> None:
+    text = " ".join(call(name, "--help").out.split())
+    assert "the first that runs here. An NPU that is only emulated here is used only when it is named." in text
 
 
 def test_run_streams_the_answer_and_nothing_else(call: Call, bundle_at: BundleAt, picture: Path) -> None:
@@ -538,8 +569,54 @@ def test_export_hands_the_recipe_and_the_overrides_on(call: Call, monkeypatch: p
     assert (recipe.chunk_size, recipe.vision_batch, recipe.precision) == (64, 2, "fp32")
     assert (recipe.max_seq_len, recipe.targets) == (256, ("ort-cpu",))
     assert calls[2] == ("closed",)
+    # What an NPU would heed is left out where the options want none, and that is said.
+    recipe_file.write_text('targets: ["qnn:SM8750", ort-cpu]\nqnn: {vision_batch: 2, emulate: all}\n')
+    result = call("export", "owner/name", "-o", tmp_path / "bundle", "-c", recipe_file, "--target", "ort-cpu")
+    told = f"{recipe_file}: qnn.vision_batch, qnn.emulate: without effect on --target ort-cpu"
+    assert (result.code, result.err.splitlines()[0]) == (0, told)
+    assert calls[-2][2] == ExportRecipe()
     recipe_file.write_text("chunk_sise: 64")
     call("export", "owner/name", "-o", tmp_path / "bundle", "-c", recipe_file).failed(3, "did you mean 'chunk_size'")
+
+
+ORIGINS = SettingError("max_seq_len", "`max_seq_len` 9 is too small", "leave it out, or add ort-cpu to `targets`; see `x y`")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "kind", "told"),
+    [
+        (
+            "a/r.yaml",
+            [],
+            RecipeError,
+            "a/r.yaml: max_seq_len 9 is too small (leave it out, or add ort-cpu to targets; see `x y`)",
+        ),
+        (
+            "r.yaml",
+            ["targets"],
+            RecipeError,
+            "r.yaml: max_seq_len 9 is too small (leave it out, or add --target ort-cpu; see `x y`)",
+        ),
+        (
+            "r.yaml",
+            ["max_seq_len"],
+            UsageError,
+            "--max-seq-len 9 is too small (leave it out, or add ort-cpu to targets; see `x y`)",
+        ),
+        (None, [], UsageError, "max_seq_len 9 is too small (leave it out, or add ort-cpu to targets; see `x y`)"),
+    ],
+)
+def test_a_setting_is_named_by_the_recipe_or_the_option_that_it_came_from(
+    config: str | None, given: list[str], kind: type[PocketVLMError], told: str
+) -> None:
+    with pytest.raises(kind) as caught, naming_origin(Path(config) if config else None, given):
+        raise ORIGINS
+    assert (type(caught.value), str(caught.value)) == (kind, told)
+
+
+def test_a_recipe_is_named_in_errors_about_the_files_that_it_names() -> None:
+    with pytest.raises(RecipeError, match=r"^r\.yaml: task t\.json: not a file \(check it\)$"), naming_origin(Path("r.yaml")):
+        raise RecipeError("task t.json: not a file", "check it")
 
 
 def test_verify_prints_what_was_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pocketvlm.errors import UsageError
+from pocketvlm.errors import SettingError
 from pocketvlm.toolchain.backends.qnn.settings import check_settings
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.recipe import DecoderWeights, ExportRecipe, KvCache, Qnn
@@ -37,17 +37,18 @@ def test_defaults_and_what_the_npu_does_in_any_case_are_taken() -> None:
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
-        (ExportRecipe(lm_head_bits=4), r"lm_head_bits: 4 is .* output projection of 8 bits \(leave it out, or add"),
+        (ExportRecipe(lm_head_bits=4), r"lm_head_bits: 4 is .* output projection of 8 bits \(leave it out, or"),
         (ExportRecipe(prefill_weights="int8"), "prefill_weights: int8 is .* same weights"),
         (ExportRecipe(kv_cache=KvCache("int8", "per_channel")), "kv_cache.granularity: per_channel is .* one scale"),
         (ExportRecipe(kv_cache=KvCache("float32")), "kv_cache.dtype: float32 is .* cache in 8 bits"),
-        (ExportRecipe(vision_batch=2), r"vision_batch: 2 is .*\(set qnn.vision_batch, or add"),
+        (ExportRecipe(vision_batch=2), r"vision_batch: 2 is .*\(set qnn.vision_batch, or"),
         (ExportRecipe(fixed_vision_batch=True), "fixed_vision_batch: true is .* exactly qnn.vision_batch tiles"),
     ],
 )
 def test_a_setting_that_the_npu_does_not_heed_needs_a_target_that_does(recipe: ExportRecipe, told: str) -> None:
-    with pytest.raises(UsageError, match=f"^{told}.*--target ort-cpu"):
+    with pytest.raises(SettingError, match=f"^{told}.*add ort-cpu to `targets`") as caught:
         check(recipe)
+    assert caught.value.key == told.partition(":")[0]
     check(recipe, targets=BOTH)
 
 
@@ -66,9 +67,9 @@ def test_a_tied_table_takes_the_bits_of_the_output_projection() -> None:
     ],
 )
 def test_a_setting_of_a_half_that_is_not_compiled(qnn: Qnn, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(SettingError, match=told):
         check(ExportRecipe(qnn=qnn), targets=BOTH)
-    with pytest.raises(UsageError, match="leaves the other half to target ort-cpu"):
+    with pytest.raises(SettingError, match="leaves the other half to target ort-cpu"):
         check(ExportRecipe(qnn=qnn))
     check(ExportRecipe(qnn=Qnn(qnn.stages)), targets=BOTH)
 
@@ -82,17 +83,17 @@ def test_a_setting_of_a_half_that_is_not_compiled(qnn: Qnn, told: str) -> None:
     ],
 )
 def test_a_value_that_the_chip_or_nobody_knows(qnn: Qnn, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(SettingError, match=told):
         check(ExportRecipe(qnn=qnn), targets=BOTH)
 
 
 def test_rows_that_blocks_do_not_fill() -> None:
     told = r"float16 takes widths divisible by 16; vision.layers.0.down has 4312 inputs \(set qnn.vision_activations: int16"
     half = ExportRecipe(qnn=Qnn(vision_activations="float16", decoder_weights="per_channel"))
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(SettingError, match=told):
         check(half, NARROW)
     told = r"block_size 32 does not divide the 8208 inputs of decoder.layers.0.down \(take one that does, or .*per_channel"
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(SettingError, match=told):
         check(ExportRecipe(), NARROW)
     check(ExportRecipe(decoder_weights=DecoderWeights(block_size=16)), NARROW)
     check(ExportRecipe(qnn=Qnn(decoder_weights="per_channel")), NARROW)

@@ -10,25 +10,21 @@ import pytest
 
 from pocketvlm.errors import RecipeError, UsageError
 from pocketvlm.runtime.manifest import TilingSpec
-from pocketvlm.toolchain.recipe import Calibration, DecoderWeights, ExportRecipe, KvCache, Qnn, Thresholds, load_recipe
+from pocketvlm.toolchain.recipe import (
+    Calibration,
+    DecoderWeights,
+    ExportRecipe,
+    KvCache,
+    Qnn,
+    Thresholds,
+    idle_settings,
+    load_recipe,
+)
 from pocketvlm.toolchain.registry import Registry
 
 ROOT = Path(__file__).parents[2]
-
-
-def load(tmp_path: Path, text: str) -> ExportRecipe:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    return load_recipe(path)
-
-
-def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
-    assert load(tmp_path, "# nothing\n") == ExportRecipe()
-
-
-def test_every_field_is_read(tmp_path: Path) -> None:
-    text = """
-targets: [ort-cpu]
+EVERYTHING = """
+targets: ["qnn:SM8650", ort-cpu]
 precision: fp32
 max_seq_len: 512
 chunk_size: 64
@@ -42,8 +38,8 @@ kv_cache: {dtype: float32, granularity: per_tensor}
 qnn: {stages: [decoder], vision_batch: 2, vision_activations: float16, decoder_weights: per_channel, attention: split,
   layers_per_part: 4, memory_gb: 2.5, vtcm_mb: 4, proxy: true, weight_sharing: false, emulate: all}
 calibration:
-  images: [screens, /data/one.png]
-  prompts: [What is it?]
+  images: [screens, ../photos/one.png, /data/two.png]
+  prompts: questions.txt
   text: prose.txt
   tokens: 100
   any_script: true
@@ -51,11 +47,24 @@ thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25, task: 0.75}
 task: questions.json
 tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
 """
-    recipe = load(tmp_path, text)
+
+
+def load(tmp_path: Path, text: str) -> ExportRecipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path)
+
+
+def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
+    assert load(tmp_path, "# nothing\n") == ExportRecipe()
+
+
+def test_every_field_is_read(tmp_path: Path) -> None:
+    recipe = load(tmp_path, EVERYTHING)
     tiling = recipe.tiling
     assert tiling is not None
     assert replace(recipe, tiling=None) == ExportRecipe(
-        ("ort-cpu",),
+        ("qnn:SM8650", "ort-cpu"),
         "fp32",
         512,
         64,
@@ -67,7 +76,13 @@ tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0
         4,
         KvCache("float32", "per_tensor"),
         Qnn(("decoder",), 2, "float16", "per_channel", "split", 4, 2.5, 4, True, False, "all"),
-        Calibration((str(tmp_path / "screens"), "/data/one.png"), ("What is it?",), str(tmp_path / "prose.txt"), 100, True),
+        Calibration(
+            (str(tmp_path / "screens"), str(tmp_path / "../photos/one.png"), "/data/two.png"),
+            str(tmp_path / "questions.txt"),
+            str(tmp_path / "prose.txt"),
+            100,
+            True,
+        ),
         Thresholds(0.5, 1.0, 0.25, 0.75),
         str(tmp_path / "questions.json"),
     )
@@ -78,8 +93,33 @@ tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0
     assert partly.apply(base) == replace(base, alpha=0.0)
 
 
-def test_prompts_may_be_a_file_beside_the_recipe(tmp_path: Path) -> None:
+def test_prompts_may_be_a_file_beside_the_recipe_or_a_list(tmp_path: Path) -> None:
     assert load(tmp_path, "calibration: {prompts: q.txt}").calibration.prompts == str(tmp_path / "q.txt")
+    assert load(tmp_path, "calibration: {prompts: [What is it?]}").calibration.prompts == ("What is it?",)
+
+
+def test_targets_for_a_file_that_names_none(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, wanted in (("chunk_size: 64", "qnn:SM8750"), ("targets: [ort-cpu]", "ort-cpu")):
+        path.write_text(text)
+        assert load_recipe(path, ("qnn:SM8750",)).targets == (wanted,)
+
+
+@pytest.mark.parametrize("text", ["chunk_sise: 3", "targets: [ort-gpu]", "chunk_size: 0", "a: [", None])
+def test_a_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("recipes/my.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"^recipes/my\.yaml[:,] "):
+        load_recipe(Path("recipes/my.yaml"))
+
+
+def test_settings_of_the_npu_are_idle_without_one() -> None:
+    changed = ExportRecipe(qnn=Qnn(vision_batch=2, emulate="all"))
+    assert idle_settings(changed) == ["qnn.vision_batch", "qnn.emulate"]
+    assert idle_settings(ExportRecipe()) == []
+    assert idle_settings(replace(changed, targets=("ort-cpu", "qnn:SM8750"))) == []
 
 
 @pytest.mark.parametrize(

@@ -11,33 +11,11 @@ from typing import Any
 import pytest
 
 from pocketvlm.toolchain.backends.base import Candidate, Choice
-from pocketvlm.toolchain.commands.tune import recipe_text
+from pocketvlm.toolchain.commands.tune import recipe_text, with_target
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe, with_paths
 
-EVERYTHING = """
-targets: ["qnn:SM8650", ort-cpu]
-precision: fp32
-max_seq_len: 512
-chunk_size: 64
-vision_batch: 2
-fixed_vision_batch: true
-decoder_weights: {method: gptq, block_size: 64, symmetric: true}
-prefill_weights: int8
-lm_head_bits: 4
-embedding_bits: 4
-kv_cache: {dtype: float32, granularity: per_tensor}
-qnn: {stages: [decoder], vision_batch: 2, vision_activations: float16, decoder_weights: per_channel, attention: split,
-  layers_per_part: 4, memory_gb: 2.5, vtcm_mb: 4, proxy: true, weight_sharing: false, emulate: all}
-calibration:
-  images: [screens, ../photos/one.png, /data/two.png]
-  prompts: questions.txt
-  text: prose.txt
-  tokens: 100
-  any_script: true
-thresholds: {stage_cosine: 0.5, logits_kl: 1, top1: 0.25, task: 0.75}
-task: questions.json
-tiling: {policy: llava_next, grids: [[1, 2], [2, 1]], thumbnail: never, alpha: 0.2}
-"""
+from .test_recipe import EVERYTHING
+
 PROMPTS = """
 calibration:
   prompts: ["What is it?", "yes", "12:30", "- a # b: {c}", " two  spaces, and so long that a writer may want to break it "]
@@ -99,3 +77,20 @@ def test_a_winner_is_written_even_where_it_is_the_default(tmp_path: Path) -> Non
     place = tmp_path / "place"
     assert written(ExportRecipe(), [choice], place) == replace(ExportRecipe(), targets=("ort-cpu",))
     assert "attention: joined" in (place / "tuned.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("targets", "tuned"),
+    [
+        ("qnn:SM8650", "qnn:SM8650"),
+        ("ort-cpu", "ort-cpu qnn:SM8650"),
+        ("qnn:SM8750", "qnn:SM8650"),
+        ("qnn:SM8750 ort-cpu", "qnn:SM8650 ort-cpu"),
+        ("ort-cpu qnn:SM8750", "ort-cpu qnn:SM8650"),
+        ("qnn:SM8750 qnn:SM8650 ort-cpu", "qnn:SM8750 qnn:SM8650 ort-cpu"),
+        # Which of them is meant nobody can tell, so none is lost.
+        ("qnn:SM8750 qnn:SM8550 ort-cpu", "qnn:SM8750 qnn:SM8550 ort-cpu qnn:SM8650"),
+    ],
+)
+def test_the_tuned_target_replaces_its_only_sibling_and_nothing_else(targets: str, tuned: str) -> None:
+    assert with_target(tuple(targets.split()), "qnn:SM8650") == tuple(tuned.split())

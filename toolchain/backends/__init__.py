@@ -5,6 +5,12 @@ from __future__ import annotations
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.registry import Registry
 
+
+def family(target: str) -> str:
+    """What a target's siblings share: "qnn" for "qnn:SM8750"."""
+    return target.partition(":")[0]
+
+
 BACKENDS = Registry(
     "target",
     {

@@ -164,7 +164,7 @@ class Backend(Protocol):
         """Refuse what this target cannot do, before any work.
 
         Raises:
-            UsageError: naming the setting and what to use instead.
+            SettingError: naming the setting and what to use instead.
         """
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pocketvlm.errors import UsageError
+from pocketvlm.errors import SettingError, UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
 from pocketvlm.toolchain.backends import ort_needs
 from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
@@ -57,10 +57,14 @@ class OrtCpu:
         """Refuse head sizes that GroupQueryAttention cannot take.
 
         Raises:
-            UsageError: naming the size.
+            SettingError: naming the size.
         """
         if spec.decoder.head_dim % 8:
-            raise UsageError(f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}")
+            raise SettingError(
+                "targets",
+                f"target ort-cpu needs a head size divisible by 8, the model has {spec.decoder.head_dim}",
+                "export for another target, see `pocketvlm list targets`",
+            )
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
         """All its graphs."""

@@ -12,6 +12,19 @@ import typer
 
 from pocketvlm import __version__
 from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.toolchain.commands.options import (
+    BundlePath,
+    CheckpointName,
+    Debug,
+    Json,
+    OnceCommand,
+    Revision,
+    Target,
+    config_option,
+    output_option,
+    path_of,
+    text_of,
+)
 from pocketvlm.toolchain.recipe import MAX_CHUNK, MAX_CONTEXT
 
 app = typer.Typer(
@@ -23,29 +36,6 @@ app = typer.Typer(
 )
 
 
-def _text(text: str) -> str:
-    if not text:
-        raise typer.BadParameter("it is empty")
-    return text
-
-
-def _path(text: str) -> Path:
-    # Path("") would be the current folder.
-    return Path(_text(text))
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-BundlePath = Annotated[
-    Path, typer.Argument(parser=_path, metavar="BUNDLE", help="Bundle: a directory or a zip.", show_default=False)
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        metavar="T",
-        help="Variant to use; the first that runs here unless given. T1+T2: vision from T1, language model from T2.",
-    ),
-]
 Section = Literal["architectures", "connectors", "tilings", "targets"]
 
 
@@ -81,7 +71,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except KeyboardInterrupt as error:
                 raise Cancelled("interrupted") from error
 
-        app.command(name)(call)
+        app.command(name, cls=OnceCommand)(call)
         return call
 
     return register
@@ -104,29 +94,49 @@ def _program(
 
 @_command("export")
 def _export(
-    checkpoint: Annotated[
-        str, typer.Argument(parser=_text, metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")
-    ],
+    checkpoint: CheckpointName,
     output: Annotated[
-        Path, typer.Option("-o", "--output", parser=_path, metavar="BUNDLE", help="Directory to write.", show_default=False)
+        Path,
+        output_option(
+            "BUNDLE",
+            "Directory to write. A bundle that is there is replaced once the new one is good; nothing else is.",
+        ),
     ],
     config: Annotated[
-        Path | None, typer.Option("-c", "--config", parser=_path, metavar="RECIPE.yaml", help="Recipe; options override it.")
+        Path | None,
+        config_option("Recipe with these and all other settings, such as those in export_configs/. Options override it."),
     ] = None,
-    target: Annotated[list[str] | None, typer.Option(metavar="T", help="Compile target; may be repeated.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T",
+            help="Compile target, as `pocketvlm list targets` names them; once for each. Without any the recipe's, or ort-cpu.",
+        ),
+    ] = None,
     precision: Annotated[
-        Literal["paper", "fp32"] | None, typer.Option(help="paper: INT8 vision, INT4 decoder, INT8 cache; fp32: unquantized.")
+        Literal["paper", "fp32"] | None,
+        typer.Option(help="paper, unless the recipe says otherwise: INT8 vision, INT4 decoder, INT8 cache. fp32: unquantized."),
     ] = None,
     max_seq_len: Annotated[
-        int | None, typer.Option(min=1, max=MAX_CONTEXT, metavar="N", help="Capacity of the KV cache.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_CONTEXT,
+            metavar="N",
+            help="Tokens that the KV cache holds, those of images included; by default as many as the model can take, up to "
+            "a limit of the target.",
+        ),
     ] = None,
     chunk_size: Annotated[
-        int | None, typer.Option(min=1, max=MAX_CHUNK, metavar="N", help="Most tokens of one prefill call.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_CHUNK, metavar="N", help="Most tokens of one prefill call; 128 unless the recipe says otherwise."
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
+    revision: Revision = None,
     debug: Debug = False,
 ) -> None:
-    """Turn a checkpoint into a phone bundle."""
+    """Turn a checkpoint into a phone bundle, and print the bundle's path."""
     from pocketvlm.toolchain.commands.export import export
 
     overrides = {"precision": precision, "max_seq_len": max_seq_len, "chunk_size": chunk_size}
@@ -135,21 +145,36 @@ def _export(
 
 @_command("tune")
 def _tune(
-    checkpoint: Annotated[
-        str, typer.Argument(parser=_text, metavar="CHECKPOINT", help="Checkpoint directory, or hub id (owner/name).")
+    checkpoint: CheckpointName,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="T",
+            help="NPU to tune for, such as qnn:SM8750. In the written recipe it replaces the only other target of its kind "
+            "(qnn:*); where there are none or several of them it is added. All other targets stay.",
+            show_default=False,
+        ),
     ],
-    target: Annotated[str, typer.Option(metavar="T", help="Compile target.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("-o", "--output", parser=_path, metavar="RECIPE.yaml", help="Recipe to write.", show_default=False)
+        Path,
+        output_option(
+            "RECIPE.yaml",
+            "Recipe to write. One that this command wrote before is replaced, unless it has been edited; nothing else is.",
+        ),
     ],
     config: Annotated[
-        Path | None, typer.Option("-c", "--config", parser=_path, metavar="RECIPE.yaml", help="Recipe to start from.")
+        Path | None,
+        config_option("Recipe to start from; what is not tuned stays as it is."),
     ] = None,
-    revision: Annotated[str | None, typer.Option(metavar="R", help="Branch, tag or commit of a hub id.")] = None,
+    revision: Revision = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Rank batch, chunk size and layer pattern for an NPU by its compiler's own estimate."""
+    """Write a recipe with the fastest settings for an NPU, by its compiler's own estimate.
+
+    Tried on one layer of the model, which takes minutes: tiles at once, chunk size, form of attention, on-chip memory.
+    Give the recipe to `pocketvlm export -c`. The estimates rank settings; they are no phone's speed.
+    """
     from pocketvlm.toolchain.commands.tune import tune
 
     tune(checkpoint, target, output, config, revision, as_json)
@@ -160,16 +185,21 @@ def _run(
     bundle: BundlePath,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Question; read from stdin if missing.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(parser=_path, metavar="FILE", help="Image to ask about; may be repeated.")
+        list[Path] | None, typer.Option(parser=path_of, metavar="FILE", help="Image to ask about; may be repeated.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[
-        float | None, typer.Option(min=0.0, metavar="F", help="0 is greedy; the checkpoint's own unless given.")
+        float | None,
+        typer.Option(
+            min=0.0, metavar="F", help="0: always the likeliest token; higher: more varied. The checkpoint's own unless given."
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Repeats the same random choices; without effect at --temperature 0.")
+    ] = None,
     target: Target = None,
     trace: Annotated[
-        Path | None, typer.Option(parser=_path, metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
+        Path | None, typer.Option(parser=path_of, metavar="FILE", help="Write what ran when (Chrome trace, for Perfetto).")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -196,19 +226,28 @@ def _chat(bundle: BundlePath, target: Target = None, debug: Debug = False) -> No
 @_command("bench")
 def _bench(
     bundle: BundlePath,
-    image: Annotated[Path | None, typer.Option(parser=_path, metavar="FILE", help="Measure with this image, too.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path_of,
+            metavar="FILE",
+            help="Measure questions about this image, not yet and already encoded, instead of text alone.",
+        ),
+    ] = None,
     prompt_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="About so many tokens of prompt beside the image.")
+        int, typer.Option(min=1, metavar="N", help="About so many tokens of prompt; the image's come on top.")
     ] = 128,
-    new_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Longest answer, in tokens.")] = 64,
     repetitions: Annotated[int, typer.Option(min=1, metavar="N", help="Measured runs, after one that warms up.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Threads; the engine's choice unless given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Threads on the CPU; the engine's choice unless given.")
+    ] = None,
     target: Target = None,
     as_json: Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed and memory: median and standard deviation."""
+    """Measure speed and memory on this machine: median and standard deviation."""
     from pocketvlm.toolchain.commands.bench import bench
 
     if as_json and markdown:
@@ -228,7 +267,7 @@ def _bench(
 @_command("inspect")
 def _inspect(
     path: Annotated[
-        str, typer.Argument(parser=_text, metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")
+        str, typer.Argument(parser=text_of, metavar="BUNDLE|CHECKPOINT", help="Bundle, checkpoint directory or hub id.")
     ],
     size: Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Only show how such an image is cut.")] = None,
     as_json: Json = False,
@@ -250,10 +289,19 @@ def _verify(bundle: BundlePath, as_json: Json = False, debug: Debug = False) -> 
 
 @_command("doctor")
 def _doctor(
-    target: Annotated[str | None, typer.Option(metavar="T", help="Check what exporting for this target needs.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T", help="Check what exporting for this target needs, too; otherwise only what running bundles needs."
+        ),
+    ] = None,
     phone_runtime: Annotated[
         str | None,
-        typer.Option(metavar="VERSION", help="Version of the target's runtime on the phone (qnn: of qnn-runtime or QAIRT)."),
+        typer.Option(
+            metavar="VERSION",
+            help="With --target: check that the phone's runtime of this version can load what is compiled here. "
+            "For qnn:* the version of com.qualcomm.qti:qnn-runtime, or of QAIRT, such as 2.50.",
+        ),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,

@@ -15,7 +15,7 @@ import psutil
 from rich.filesize import decimal
 
 from pocketvlm.errors import EnvironmentFault, UsageError
-from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.backends import BACKENDS, family
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
@@ -56,7 +56,7 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
     if target is not None and not faults:
         checks = BACKENDS.load(target)(target).environment(phone_runtime)
     elif phone_runtime is not None and target is None:
-        raise UsageError("--phone-runtime needs a target", "add --target")
+        raise UsageError("--phone-runtime needs a target", "add --target, such as qnn:SM8750")
     memory, free = psutil.virtual_memory(), shutil.disk_usage(Path.cwd()).free
     found: dict[str, Any] = {
         "ok": not faults and all(check.ok for check in checks),
@@ -93,8 +93,8 @@ def _extras(target: str | None) -> tuple[str, ...]:
     """What has to be installed to export for a target; without one, to run bundles."""
     if target is None:
         return ("cli",)
-    family = target.partition(":")[0]
-    return ("export", family) if family in _CHECKED else ("export",)
+    extra = family(target)
+    return ("export", extra) if extra in _CHECKED else ("export",)
 
 
 def check_packages() -> list[Package]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pocketvlm.errors import EnvironmentFault, UsageError
-from pocketvlm.toolchain.backends import BACKENDS
+from pocketvlm.toolchain.atomic import check_folders, partial_path
+from pocketvlm.toolchain.backends import BACKENDS, family
 from pocketvlm.toolchain.backends.base import Candidate, Choice
+from pocketvlm.toolchain.commands.origin import naming_origin
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_table
 from pocketvlm.toolchain.progress import RichProgress
-from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe, with_paths
+from pocketvlm.toolchain.recipe import MAX_RECIPE_BYTES, ExportRecipe, load_recipe, with_paths
 
 _LABEL = "estimates of the compiler for a simulated chip: for ranking, never a phone's latency"
+# The last line of a recipe, by which the next run knows that it may replace it.
+_SEAL = "# pocketvlm tune may overwrite this file as long as the lines above have the sha256 {}\n"
 
 
 def tune(checkpoint: str, target: str, output: Path, config: Path | None, revision: str | None, as_json: bool) -> None:
@@ -26,30 +32,25 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
         PocketVLMError: see `prepare`, `load_recipe`, `Checkpoint.open` and the target's `tune`.
     """
     BACKENDS.require(target)
-    if output.exists():
-        raise UsageError(f"{output}: exists", "choose another output, or remove it yourself")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}", "make it first")
-    recipe = load_recipe(config) if config else ExportRecipe()
-    if target not in recipe.targets:
-        recipe = replace(recipe, targets=(target,))
+    _check_place(output)
+    recipe = load_recipe(config, (target,)) if config else ExportRecipe((target,))
+    recipe = replace(recipe, targets=with_target(recipe.targets, target))
 
     from pocketvlm.toolchain.checkpoint import Checkpoint
     from pocketvlm.toolchain.export import describe
     from pocketvlm.toolchain.weights import CanonicalWeights
 
-    with RichProgress() as progress, Checkpoint.open(checkpoint, revision=revision) as opened:
+    with (
+        naming_origin(config),
+        RichProgress() as progress,
+        Checkpoint.open(checkpoint, revision=revision) as opened,
+    ):
         spec, rename = describe(opened, recipe)
         backend = BACKENDS.load(target)(target)
         backend.check(spec, recipe)
         with tempfile.TemporaryDirectory(prefix="pocketvlm-tune-") as scratch:
             tuned, choices = backend.tune(spec, CanonicalWeights(opened, spec, rename), recipe, Path(scratch), progress)
-    try:
-        output.write_text(recipe_text(tuned, choices, target, checkpoint, output.parent), encoding="utf-8")
-    except OSError as error:
-        raise EnvironmentFault(
-            f"{output}: cannot be written: {error.strerror}", "check the folder and the free space"
-        ) from error
+    _write(output, recipe_text(tuned, choices, target, checkpoint, output.parent))
     if as_json:
         print_json({"recipe": str(output), "label": _LABEL, "choices": [asdict(choice) for choice in choices]})
         return
@@ -57,6 +58,74 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
         rows = [_row(item, choice.winner) for item in choice.candidates]
         print_table(f"\n{choice.key}: {choice.work}", ("value", "ms simulated", "MB spilled a layer", ""), rows)
     print_line(f"\n{_LABEL}\n{output}")
+
+
+def with_target(targets: tuple[str, ...], tuned: str) -> tuple[str, ...]:
+    """`targets` with the one that was tuned: in the place of the only other one of its family, otherwise behind the rest.
+
+    With ("qnn:SM8750", "ort-cpu"), "qnn:SM8650" makes ("qnn:SM8650", "ort-cpu").
+    """
+    if tuned in targets:
+        return targets
+    siblings = [target for target in targets if family(target) == family(tuned)]
+    if len(siblings) == 1:
+        return tuple(tuned if target == siblings[0] else target for target in targets)
+    return (*targets, tuned)
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a place that cannot be written, or holds anything but an earlier result that nobody has changed.
+
+    Raises:
+        UsageError: there is no folder, or the file is the user's.
+        EnvironmentFault: the system refuses.
+    """
+    check_folders(output)
+    with _writing(output):
+        if not output.parent.is_dir():
+            raise UsageError(f"{output}: there is no folder {output.parent}", "make it first")
+        if output.exists() and not _is_ours(output):
+            raise UsageError(
+                f"{output}: exists and is not what pocketvlm tune wrote", "choose another output, or remove it yourself"
+            )
+        partial = partial_path(output.resolve())
+        partial.touch()
+        partial.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > MAX_RECIPE_BYTES:
+        return False
+    lines = path.read_bytes().splitlines(keepends=True)
+    return bool(lines) and lines[-1] == _seal(b"".join(lines[:-1]))
+
+
+def _seal(content: bytes) -> bytes:
+    return _SEAL.format(hashlib.sha256(content).hexdigest()).encode()
+
+
+def _write(output: Path, text: str) -> None:
+    # What has come there meanwhile must not be lost.
+    _check_place(output)
+    content = text.encode("utf-8")
+    # A link stays a link.
+    partial = partial_path(output.resolve())
+    with _writing(output):
+        try:
+            partial.write_bytes(content + _seal(content))
+            partial.replace(output.resolve())
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{output}: cannot be written: {error.strerror}", "check the folder and the free space"
+        ) from error
 
 
 def _row(item: Candidate, winner: str) -> tuple[str, str, str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from pocketvlm.errors import UsageError
+from pocketvlm.errors import SettingError
 from pocketvlm.toolchain.backends.qnn.half_graph import SMALLEST_BLOCK
 from pocketvlm.toolchain.backends.qnn.socs import Soc
 from pocketvlm.toolchain.recipe import ExportRecipe, Qnn
@@ -21,15 +21,20 @@ def check_settings(target: str, soc: Soc, spec: ModelSpec, recipe: ExportRecipe)
     """Refuse what the target cannot do, and what would have no effect.
 
     Raises:
-        UsageError: naming the setting and what to use instead.
+        SettingError: naming the setting and what to use instead.
     """
     if recipe.precision == "fp32":
-        raise UsageError(f"target {target} has no float32 form", "leave out --precision fp32, or export for ort-cpu")
+        raise SettingError(
+            "precision",
+            f"`precision` is fp32, and target {target} has no float32 form",
+            "leave it out, or export for ort-cpu alone",
+        )
     _check_values(soc, recipe.qnn)
     _check_halves(recipe)
     if all(other.startswith(_FAMILY) for other in recipe.targets):
         for setting, why, instead in _of_the_cpu_alone(spec, recipe):
-            raise UsageError(f"{setting} is for target ort-cpu: {target} {why}", f"{instead}, or add --target ort-cpu")
+            key, message = setting.partition(":")[0], f"{setting} is for target ort-cpu: {target} {why}"
+            raise SettingError(key, message, f"{instead}, or add ort-cpu to `targets`")
     _check_widths(spec, recipe)
 
 
@@ -38,9 +43,10 @@ def _check_values(soc: Soc, qnn: Qnn) -> None:
     for name, kind in get_type_hints(Qnn).items():
         value = getattr(qnn, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
-            raise UsageError(f"qnn.{name} is {value!r}", f"take {' or '.join(get_args(kind))}")
+            raise SettingError(f"qnn.{name}", f"qnn.{name} is {value!r}", f"take {' or '.join(get_args(kind))}")
     if qnn.vtcm_mb is not None and qnn.vtcm_mb > soc.vtcm_mb:
-        raise UsageError(
+        raise SettingError(
+            "qnn.vtcm_mb",
             f"qnn.vtcm_mb is {qnn.vtcm_mb}, and {soc.name} has {soc.vtcm_mb} MB on chip",
             f"take at most {soc.vtcm_mb}, or leave it out",
         )
@@ -52,13 +58,15 @@ def _check_halves(recipe: ExportRecipe) -> None:
         if half in stages:
             continue
         if "ort-cpu" not in recipe.targets:
-            raise UsageError(
+            raise SettingError(
+                "qnn.stages",
                 f"qnn.stages {list(stages)} leaves the other half to target ort-cpu, which is not exported",
-                "add --target ort-cpu",
+                "add ort-cpu to `targets`",
             )
         for name in names:
             if getattr(recipe.qnn, name) != getattr(default, name):
-                raise UsageError(
+                raise SettingError(
+                    f"qnn.{name}",
                     f"qnn.{name} is {getattr(recipe.qnn, name)}, and qnn.stages leaves the {half} to target ort-cpu",
                     f"leave it out, or add {half} to qnn.stages",
                 )
@@ -90,7 +98,8 @@ def _check_widths(spec: ModelSpec, recipe: ExportRecipe) -> None:
     if "vision" in qnn.stages and qnn.vision_activations == "float16":
         for name, width in _widths(spec, "vision.layers.", "connector."):
             if width % SMALLEST_BLOCK:
-                raise UsageError(
+                raise SettingError(
+                    "qnn.vision_activations",
                     f"qnn.vision_activations: float16 takes widths divisible by {SMALLEST_BLOCK}; {name} has {width} inputs",
                     "set qnn.vision_activations: int16",
                 )
@@ -98,7 +107,8 @@ def _check_widths(spec: ModelSpec, recipe: ExportRecipe) -> None:
         for name, width in _widths(spec, "decoder.layers."):
             # The compiler takes a last block that is cut off, and the NPU then computes something else.
             if width > block and width % block:
-                raise UsageError(
+                raise SettingError(
+                    "decoder_weights.block_size",
                     f"decoder_weights.block_size {block} does not divide the {width} inputs of {name}",
                     "take one that does, or set qnn.decoder_weights: per_channel",
                 )
