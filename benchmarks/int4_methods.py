@@ -140,28 +140,33 @@ def bits_per_weight(blocks: dict[str, BlockWeights], scheme: WeightScheme) -> fl
 
 def measure(arguments: argparse.Namespace) -> tuple[float, list[Row]]:
     """Perplexity of the float decoder, and the table."""
-    with Checkpoint.open(str(arguments.checkpoint)) as checkpoint:
-        spec, rename = describe(checkpoint)
-        weights = CanonicalWeights(checkpoint, spec, rename)
-        weights.keep_in_memory(1 << 62)
-        tokenizer = Tokenizer.open(checkpoint.path("tokenizer.json"))
-    text = held_out_text()[JUDGE_FROM : JUDGE_FROM + JUDGE_CHARACTERS]
-    if arguments.judge is not None:
-        text = calibration_text.read_text(arguments.judge)
-    ids = torch.tensor(tokenizer.encode(text, special=False)[: SEQUENCES * LENGTH]).reshape(SEQUENCES, LENGTH)
-    data = calibration_data(arguments, spec.decoder, weights, tokenizer)
-    with torch.no_grad():
-        judge = Judge(spec.decoder, weights, ids)
+    decoder, weights, tokenizer, judge = opened(arguments.checkpoint, arguments.judge)
+    data = calibration_data(arguments, decoder, weights, tokenizer)
     rows = []
     for name in arguments.schemes:
         scheme = SCHEMES[name]
-        for method, blocks, norms, minutes in quantized(spec.decoder, weights, scheme, data):
+        for method, blocks, norms, minutes in quantized(decoder, weights, scheme, data):
             values = {f"{prefix}.weight": torch.from_numpy(found.dequantize()) for prefix, found in blocks.items()}
             with torch.no_grad():
                 mine = distill.overlaid(weights, values | norms)
                 rows.append(judge.row(name, method, bits_per_weight(blocks, scheme), minutes, mine))
             print(f"\n{rows[-1]}", file=sys.stderr, flush=True)
     return judge.perplexity, rows
+
+
+def opened(path: Path, judged: str | None) -> tuple[DecoderSpec, CanonicalWeights, Tokenizer, Judge]:
+    """A checkpoint's decoder, and what judges others of its weights: by the file `judged`, or the built-in text."""
+    with Checkpoint.open(str(path)) as checkpoint:
+        spec, rename = describe(checkpoint)
+        weights = CanonicalWeights(checkpoint, spec, rename)
+        weights.keep_in_memory(1 << 62)
+        tokenizer = Tokenizer.open(checkpoint.path("tokenizer.json"))
+    text = held_out_text()[JUDGE_FROM : JUDGE_FROM + JUDGE_CHARACTERS]
+    if judged is not None:
+        text = calibration_text.read_text(judged)
+    ids = torch.tensor(tokenizer.encode(text, special=False)[: SEQUENCES * LENGTH]).reshape(SEQUENCES, LENGTH)
+    with torch.no_grad():
+        return spec.decoder, weights, tokenizer, Judge(spec.decoder, weights, ids)
 
 
 def calibration_data(
