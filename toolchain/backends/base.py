@@ -126,11 +126,13 @@ class Choice:
 
     Attributes:
         key: the recipe's key ("qnn.vision_batch").
+        shared_disk: further disk, by what is written: once for all targets that name the same.
         work: what the times are of.
     """
 
     key: str
     work: str
+    shared_disk: frozenset[tuple[str, int]] = frozenset()
     winner: str
     candidates: tuple[Candidate, ...]
 

@@ -52,7 +52,7 @@ class Qnn:
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
         """The compiler's memory, binaries and time."""
-        return needs(spec, recipe)
+        return needs(spec, recipe, self._capacity(spec, recipe))
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """The C library, the compiler, and whether a phone's runtime can load what it makes."""
@@ -62,8 +62,7 @@ class Qnn:
         self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
     ) -> tuple[ExportRecipe, list[Choice]]:
         """Rank batches of tiles, chunk sizes and forms of attention by simulated times."""
-        capacity = recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
-        return Tuner(self._soc, spec, weights, recipe, capacity, scratch, progress).tune()
+        return Tuner(self._soc, spec, weights, recipe, self._capacity(spec, recipe), scratch, progress).tune()
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs, unless another SoC of this export has; they are compiled in the end."""
@@ -118,6 +117,9 @@ class Qnn:
 
     def _options(self, recipe: ExportRecipe) -> dict[str, str]:
         return compile_options(self._soc, recipe.qnn.vtcm_mb)
+
+    def _capacity(self, spec: ModelSpec, recipe: ExportRecipe) -> int:
+        return recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
 
 
 def _memory(recipe: ExportRecipe) -> int:
