@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, PromptError, UsageError
+from pocketvlm.toolchain.disk import FULL
 from pocketvlm.toolchain.interrupts import interrupted, noting_interrupts
 
 _READER_GONE = 141
@@ -101,7 +102,7 @@ def _translate(error: BaseException) -> BaseException:
         return Cancelled("interrupted")
     if isinstance(error, MemoryError):
         return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return EnvironmentFault(f"{error.filename or 'output'}: no space left on the device", "free some space")
     if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename:
         return EnvironmentFault(f"{error.filename}: {error.strerror}", "check the path and its permissions")
