@@ -73,7 +73,9 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     code, exit_code, message, hint = _describe(error)
     try:
         if as_json:
-            sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False) + "\n")
+            report = dict(error.report) if isinstance(error, PocketVLMError) else {}
+            found = report | {"error": {"code": code, "message": message, "hint": hint}}
+            sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise

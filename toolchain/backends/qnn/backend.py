@@ -10,9 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from pocketvlm.runtime.engines.qnn_provider import qairt_version
+from pocketvlm.runtime.engines.qnn_provider import PACKAGE, check_library
 from pocketvlm.runtime.manifest import VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.base import Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.backends.qnn import variants
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, compile_options, place
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, Recordings
@@ -22,6 +23,7 @@ from pocketvlm.toolchain.backends.qnn.needs import needs
 from pocketvlm.toolchain.backends.qnn.settings import check_settings
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
+from pocketvlm.toolchain.packages import require
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
@@ -45,10 +47,11 @@ class Qnn:
 
         Raises:
             UsageError: naming the setting.
-            EnvironmentFault: the package with the compiler is missing.
+            EnvironmentFault: the package with the compiler is missing, damaged or of another version.
         """
         check_settings(self._target, self._soc, spec, recipe)
-        qairt_version()
+        require(PACKAGE)
+        check_library()
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
         """The compiler's memory, binaries and time."""
@@ -115,11 +118,11 @@ class Qnn:
             job.progress.advance(1)
         return found
 
-    def _options(self, recipe: ExportRecipe) -> dict[str, str]:
-        return compile_options(self._soc, recipe.qnn.vtcm_mb)
-
     def _capacity(self, spec: ModelSpec, recipe: ExportRecipe) -> int:
         return recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
+
+    def _options(self, recipe: ExportRecipe) -> dict[str, str]:
+        return compile_options(self._soc, recipe.qnn.vtcm_mb)
 
 
 def _memory(recipe: ExportRecipe) -> int:
