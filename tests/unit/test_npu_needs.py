@@ -61,7 +61,7 @@ def test_binaries_that_do_not_share_weights_hold_them_twice() -> None:
         needs(BLUELM, replace(ExportRecipe(), qnn=Qnn(weight_sharing=shared)), CAPACITY).disk_bytes for shared in (True, False)
     )
     # The decoder's parts, each once for chunks and once for single positions.
-    assert apart - told == pytest.approx(3 * 342.8e6 + 300e6, rel=0.1)
+    assert 1.0 < (apart - told) / (3 * 342.8e6 + 300e6) < 1.15
 
 
 def test_longer_caches_take_room() -> None:
