@@ -463,6 +463,13 @@ def _check_device(variant: VariantSpec) -> None:
         raise BundleError(
             f"{where}: device.qairt is {device.qairt[:40]!r}, not a version such as 2.50.40", "export the checkpoint again"
         )
+    # What comes behind the colon of a target is the device that it is for.
+    _, _, wanted = variant.target.partition(":")
+    if wanted and wanted != device.soc:
+        raise BundleError(
+            f"{where} is for target {variant.target[:40]!r}, and its device.soc is {device.soc[:40]!r}",
+            "export the checkpoint again",
+        )
     for stage in variant.stages:
         engine, options = variant.engine_of(stage)
         for option, value in (("soc_model", device.soc_model), ("htp_arch", device.architecture)):

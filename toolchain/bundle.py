@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -29,8 +28,8 @@ from pocketvlm.runtime.manifest import (
     parse_manifest,
 )
 from pocketvlm.toolchain.atomic import OutputLock, check_folders, partial_path, recover, replace_directory, sync_directory
+from pocketvlm.toolchain.disk import FULL, full_error
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written\Z")
 _BLOCK = 1 << 20
 # Zip's earliest time: an archive depends on the bundle's content alone.
@@ -262,10 +261,10 @@ def _free_bytes(path: Path) -> int:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
         # Libraries in C++ raise their own kinds, with the system's words; numpy's tofile counts what it could write.
-        if any(os.strerror(number) in str(error) for number in _FULL) or _SHORT_WRITE.match(str(error)):
+        if full_error(str(error)) is not None or _SHORT_WRITE.match(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, PromptError, UsageError
+from pocketvlm.toolchain.disk import FULL
 from pocketvlm.toolchain.interrupts import interrupted, noting_interrupts
 
 _READER_GONE = 141
@@ -72,7 +73,9 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     code, exit_code, message, hint = _describe(error)
     try:
         if as_json:
-            sys.stdout.write(json.dumps({"error": {"code": code, "message": message, "hint": hint}}, ensure_ascii=False) + "\n")
+            report = dict(error.report) if isinstance(error, PocketVLMError) else {}
+            found = report | {"error": {"code": code, "message": message, "hint": hint}}
+            sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -101,7 +104,7 @@ def _translate(error: BaseException) -> BaseException:
         return Cancelled("interrupted")
     if isinstance(error, MemoryError):
         return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return EnvironmentFault(f"{error.filename or 'output'}: no space left on the device", "free some space")
     if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename:
         return EnvironmentFault(f"{error.filename}: {error.strerror}", "check the path and its permissions")

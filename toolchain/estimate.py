@@ -23,8 +23,10 @@ _READ = 2e-9
 _MOVE = 8e-9
 _LIBRARIES = 700 << 20
 _KEPT_LIMIT = 2 << 30
-# Prompt, report and manifest.
-_TEXTS = 100_000
+# Report and manifest: bytes for each variant, one of which may be a proxy.
+_TEXTS = 50_000
+# Files fill whole blocks of the disk, and folders are files, too; compilers leave a log.
+_SLACK = 1.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ def estimate(
     ram = _LIBRARIES + (4 * total if keep else 0) + 3 * 4 * largest + codes + hessian + activations
     ram += max(item.ram_bytes for item in needs)
     # What is kept for the next export stands on disk until this one has succeeded.
-    disk = tokenizer_bytes + _TEXTS + sum(item.disk_bytes for item in needs) + codes * (2 if method == "distill" else 1)
+    shared = dict(pair for item in needs for pair in item.shared_disk)
+    disk = sum(item.disk_bytes for item in needs) + sum(shared.values()) + codes * (2 if method == "distill" else 1)
+    disk = _SLACK * (tokenizer_bytes + _TEXTS * (len(needs) + 1) + disk)
     if method == "distill":
         ram += distill.BYTES_A_WEIGHT * decoder + _window_bytes(spec.decoder)
     images = len(planned)

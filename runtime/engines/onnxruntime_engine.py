@@ -66,13 +66,13 @@ class OnnxRuntimeEngine:
             session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except BAD_FILE as error:
             raise BundleError(
-                f"{path.name}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}",
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}",
                 "export the checkpoint again",
             ) from error
         except (RuntimeError, MemoryError) as error:
-            raise EnvironmentFault(f"{path.name}: ONNX Runtime failed to load it: {first_line(error)}") from error
+            raise EnvironmentFault(f"{path}: ONNX Runtime failed to load it: {first_line(error)}") from error
         drop_mapped_pages(path.parent)
-        return OnnxRuntimeSession(session, path.name)
+        return OnnxRuntimeSession(session, str(path))
 
 
 class OnnxRuntimeSession:

@@ -42,9 +42,9 @@ class QnnEngine:
             session = npu_session(str(path), settings, chosen)
         except BAD_FILE as error:
             raise BundleError(
-                f"{path.name}: the NPU's runtime cannot load it: {first_line(error)}",
+                f"{path}: the NPU's runtime cannot load it: {first_line(error)}",
                 "copy the bundle again, or export the checkpoint again",
             ) from error
         except (RuntimeError, MemoryError) as error:
-            raise EnvironmentFault(f"{path.name}: the NPU's runtime failed to load it: {first_line(error)}") from error
-        return OnnxRuntimeSession(session, path.name)
+            raise EnvironmentFault(f"{path}: the NPU's runtime failed to load it: {first_line(error)}") from error
+        return OnnxRuntimeSession(session, str(path))

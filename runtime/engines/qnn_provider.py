@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.metadata
 import os
 import platform
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -20,6 +23,10 @@ from pocketvlm.errors import EnvironmentFault
 PACKAGE = "onnxruntime-qnn"
 PROVIDER = "QNNExecutionProvider"
 _INSTALL = "pip install 'pocketvlm[qnn]'; in a clone: '.[qnn]'"
+# Parts of the package that are loaded into the process. One that is cut off would end it.
+_LIBRARIES = re.compile(r"(lib)?(onnxruntime_providers_qnn|QnnHtp|QnnSystem)\.(so|dll)")
+# What the emulation says whenever it is loaded, on standard output.
+_GREETING = b"# LIBNATIVE:"
 _lock = threading.Lock()
 _devices: list[Any] = []
 
@@ -67,14 +74,39 @@ def npu_session(path: str, settings: Any, options: dict[str, str]) -> Any:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """The emulation greets on the process's standard output, which is for answers."""
+    """What the emulation may say goes where it does no harm: standard output is for answers."""
     if not emulated() or sys.platform != "linux":
         yield
         return
+    with _stdout_to(2):
+        yield
+
+
+def _load_emulation(path: str) -> None:
+    """Load Qualcomm's library ahead of the provider, and leave out what it greets with; whatever else it says is passed on.
+
+    The provider would load it later and, if that failed, only say that it takes no operators.
+    """
+    if not emulated() or sys.platform != "linux":
+        return
+    with os.fdopen(os.memfd_create("pocketvlm"), "w+b") as said:
+        try:
+            with _stdout_to(said.fileno()):
+                ctypes.CDLL(path)
+        finally:
+            said.seek(0)
+            for line in said:
+                if not line.lstrip().startswith(_GREETING):
+                    os.write(2, line)
+
+
+@contextmanager
+def _stdout_to(file: int) -> Iterator[None]:
+    """The process's standard output, that of C included, goes to another open file."""
     if sys.stdout is not None:
         sys.stdout.flush()
     saved = os.dup(1)
-    os.dup2(2, 1)
+    os.dup2(file, 1)
     try:
         yield
     finally:
@@ -95,18 +127,52 @@ def _add_provider(settings: Any, options: dict[str, str]) -> None:
     settings.add_provider_for_devices(devices[:1], {**fixed, **options})
 
 
+def check_library() -> None:
+    """Refuse an installation with a file missing or cut off: loading that would end the process, not raise an error.
+
+    Raises:
+        EnvironmentFault: the package is missing, or naming the file.
+    """
+    folder = Path(qnn_module().__file__).parent
+    try:
+        files = importlib.metadata.distribution(PACKAGE).files or []
+    except importlib.metadata.PackageNotFoundError:
+        # Put there by other means than an installer: nothing tells what belongs to it.
+        return
+    for file in files:
+        if not _LIBRARIES.fullmatch(file.name) or file.size is None:
+            continue
+        path = folder / file.name
+        if not path.is_file():
+            raise _damaged(f"{path} is missing")
+        size = path.stat().st_size
+        if size != file.size:
+            raise _damaged(f"{path} has {size} bytes instead of {file.size}")
+
+
+def _damaged(message: str) -> EnvironmentFault:
+    return EnvironmentFault(f"package {PACKAGE} is damaged: {message}", reinstall())
+
+
+def reinstall() -> str:
+    """The command that puts the installed version back into order."""
+    return f"pip install --force-reinstall --no-deps {PACKAGE}=={qnn_module().build_and_package_info.__version__}"
+
+
 def loaded_devices() -> list[Any]:
     """Load the provider, if it is not; returns the devices that it finds.
 
     Raises:
-        EnvironmentFault: the package is missing, or its libraries do not load.
+        EnvironmentFault: the package is missing or damaged, or its libraries do not load.
     """
     module = qnn_module()
     with _lock:
         if not _devices:
+            check_library()
             try:
+                _load_emulation(module.get_qnn_htp_path())
                 ort.register_execution_provider_library(PROVIDER, module.get_library_path())
-            except (RuntimeError, ort_errors.Fail) as error:
-                raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", _INSTALL) from error
+            except (OSError, RuntimeError, ort_errors.Fail) as error:
+                raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", reinstall()) from error
             _devices.extend(device for device in ort.get_ep_devices() if device.ep_name == PROVIDER)
     return _devices

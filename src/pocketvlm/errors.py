@@ -20,6 +20,9 @@ Every error carries a `message` (what was wrong and where) and a `hint` (what to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PocketVLMError(Exception):
     """Base of all errors that PocketVLM raises on purpose.
@@ -27,15 +30,17 @@ class PocketVLMError(Exception):
     Args:
         message: what was wrong, and where. One line.
         hint: what the reader can do about it. One line, may be empty.
+        report: what was found nevertheless: a program that asked for JSON gets it in one object with the error.
     """
 
     exit_code = 1
     code = "error"
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, report: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.report = report or {}
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -25,9 +25,9 @@ from PIL import Image
 from pocketvlm import __version__, errors
 from pocketvlm.errors import PocketVLMError, RecipeError, SettingError, UsageError
 from pocketvlm.runtime.chat import ChatStream
+from pocketvlm.toolchain import packages
 from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.commands import chat as chat_module
-from pocketvlm.toolchain.commands import doctor as doctor_module
 from pocketvlm.toolchain.commands import run as run_module
 from pocketvlm.toolchain.commands.bench import summarise
 from pocketvlm.toolchain.commands.origin import naming_origin
@@ -654,12 +654,18 @@ def test_doctor_tells_what_this_machine_has(call: Call) -> None:
 
 def test_doctor_fails_for_what_is_missing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["numpy>=999", "no-such-package==1.*; extra == 'export'", "ruff; extra == 'dev'"]
-    monkeypatch.setattr(doctor_module.importlib.metadata, "requires", lambda name: wanted)
+    monkeypatch.setattr(packages.importlib.metadata, "requires", lambda name: wanted)
     result = call("doctor")
     assert result.code == 5
     assert re.search(r"^error: .*numpy \(.* wanted >=999\) .*pocketvlm\[cli\]", result.err, re.MULTILINE)
     assert "no-such-package" not in result.err
-    call("doctor", "--target", "ort-cpu", "--json").failed(5, "no-such-package .missing, wanted ==1")
+    result = call("doctor", "--target", "ort-cpu", "--json")
+    result.failed(5, "no-such-package .missing, wanted ==1")
+    # One object, with all of the report.
+    found = result.json
+    assert (found["ok"], found["error"]["code"], found["memory"]["total_bytes"] > 0) == (False, "environment", True)
+    assert [check["name"] for check in found["checks"] if not check["ok"]] == ["numpy", "no-such-package"]
+    assert found["checks"][0]["fix"] == "pip install 'numpy>=999'"
 
 
 @pytest.mark.parametrize("version", ["1.29.0", "1.29", "1.3.1", "2.13.0+cpu", "10.0", "0.18.6"])
@@ -667,7 +673,7 @@ def test_doctor_fails_for_what_is_missing(call: Call, monkeypatch: pytest.Monkey
     "wanted", ["", ">=1.29", ">=1.3", "==1.29.0", "==1.29", "==2.13.*", ">=0.18", "==1.*", ">=1.3,==1.29.*"]
 )
 def test_versions_are_compared_as_packaging_does(version: str, wanted: str) -> None:
-    assert doctor_module.satisfies(version, wanted) == SpecifierSet(wanted).contains(version)
+    assert packages.satisfies(version, wanted) == SpecifierSet(wanted).contains(version)
 
 
 def test_progress_on_a_terminal_draws_bars_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

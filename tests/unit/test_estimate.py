@@ -73,6 +73,6 @@ def test_each_scheme_is_worked_out_by_itself() -> None:
     assert both.ram_bytes > max(cpu.ram_bytes, npu.ram_bytes) + 0.9e9
     # Two SoCs take the same graphs, but each is compiled for.
     assert two.seconds - npu.seconds < once
-    assert two.disk_bytes > npu.disk_bytes
+    assert 0.5e9 < two.disk_bytes - npu.disk_bytes < 0.5 * npu.disk_bytes
     # Without ort-cpu there is no decoder for the CPU in the bundle.
     assert npu.disk_bytes - both.disk_bytes < -0.5 * 0.9e9

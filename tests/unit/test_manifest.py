@@ -168,6 +168,19 @@ def test_the_engine_is_told_of_the_device_that_is_named(text: str, option: str) 
         parse(raw)
 
 
+def test_the_target_and_its_device_are_the_same_soc(text: str) -> None:
+    raw = for_the_npu(text)
+    raw["variants"][0]["target"] = "qnn:SM8750"
+    parse(raw)
+    # One that this version has no table row for is nothing wrong.
+    new = for_the_npu(text, soc="SM9999")
+    new["variants"][0]["target"] = "qnn:SM9999"
+    parse(new)
+    raw["variants"][0]["device"]["soc"] = "SM8550"
+    with pytest.raises(BundleError, match=r"variant 'cpu' is for target 'qnn:SM8750', and its device\.soc is 'SM8550'"):
+        parse(raw)
+
+
 def test_stages_of_one_binary_say_that_they_share_it(text: str) -> None:
     raw = for_the_npu(text)
     stages = raw["variants"][0]["stages"]

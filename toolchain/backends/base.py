@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 from torch import Tensor
 
 from pocketvlm.runtime.manifest import VariantSpec
+from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.kept import Kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
@@ -90,21 +91,6 @@ class Lowered:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Something that a target needs, beside packages.
-
-    Attributes:
-        hint: what to do when it is not there.
-    """
-
-    name: str
-    found: str
-    needed: str
-    ok: bool
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """One value of a setting, with what the target's compiler estimates for it.
 
@@ -140,11 +126,13 @@ class Needs:
     """What lowering for one target takes, beside the rest of an export: memory while it runs, disk, and time.
 
     Attributes:
+        shared_disk: further disk, by what is written: once for all targets that name the same.
         schemes: what the decoder's matrices are quantized to, once for all targets that ask for the same.
     """
 
     ram_bytes: int = 0
     disk_bytes: int = 0
+    shared_disk: frozenset[tuple[str, int]] = frozenset()
     seconds: float = 0.0
     schemes: frozenset[WeightScheme] = frozenset()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,11 @@ DTYPES = {
     "int64": TensorProto.INT64,
     "bool": TensorProto.BOOL,
 }
+
+
+def stored_bytes(size: float) -> int:
+    """Room that a tensor of so many bytes takes in a `TensorFile`, up to where the next one may begin."""
+    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT if size > _INLINE_BYTES else 0
 
 
 class TensorFile:

@@ -18,7 +18,8 @@ import torch
 from pocketvlm.errors import SettingError, UsageError
 from pocketvlm.runtime.manifest import KvCacheSpec, StageSpec, TensorSpec, VariantSpec
 from pocketvlm.toolchain.backends import ort_needs
-from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.base import Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.backends.onnx_graph import GraphWriter, TensorFile
 from pocketvlm.toolchain.backends.ort_decoder_ops import OrtDecoderOps
 from pocketvlm.toolchain.backends.ort_ops import INT8_ENGINE_OPTIONS, OrtOps, Scheme

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
-import re
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +14,41 @@ from rich.filesize import decimal
 
 from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.toolchain.backends import BACKENDS, family
+from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
+from pocketvlm.toolchain.packages import NEEDED_FOR, Package, check_packages
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;.*\bextra\s*==\s*['\"](\w+)['\"])?")
-# Extras, and what they are for. One with the name of a family of targets is needed for those alone.
-_CHECKED = {"": "runtime", "cli": "command line", "export": "export", "qnn": "targets qnn:*"}
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """One requirement. `installed` is None where the package is missing."""
-
-    name: str
-    needed_for: str
-    wanted: str
-    installed: str | None
-    ok: bool
 
 
 def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None:
     """Print what this machine has; without `target` only the packages of runtime and command line have to be there.
+
+    As JSON it is one object, whatever comes out. Its `checks` are all that has to be right, each with name, ok, detail and,
+    where something is wrong, fix.
 
     Args:
         phone_runtime: version of the target's runtime on the phone, to be compared with what is compiled here.
 
     Raises:
         UsageError: an unknown target, or a phone's runtime without a target that has one.
-        EnvironmentFault: something needed is missing or of another version.
+        EnvironmentFault: something needed is missing or of another version; all that is wrong is told.
     """
     if target is not None:
         BACKENDS.require(target)
-    extras = _extras(target)
-    wanted_for = {_CHECKED[""], _CHECKED["cli"], *(_CHECKED[extra] for extra in extras)}
-    packages = check_packages()
-    faults = [item for item in packages if not item.ok and item.needed_for in wanted_for]
-    checks = []
-    if target is not None and not faults:
-        checks = BACKENDS.load(target)(target).environment(phone_runtime)
-    elif phone_runtime is not None and target is None:
+    elif phone_runtime is not None:
         raise UsageError("--phone-runtime needs a target", "add --target, such as qnn:SM8750")
+    extras = _extras(target)
+    wanted_for = {NEEDED_FOR[extra] for extra in ("", "cli", *extras)}
+    packages = check_packages()
+    needed = [item for item in packages if item.needed_for in wanted_for]
+    faults = [item for item in needed if not item.ok]
+    checks = _target_checks(target, phone_runtime, extras) if target is not None else []
     memory, free = psutil.virtual_memory(), shutil.disk_usage(Path.cwd()).free
     found: dict[str, Any] = {
         "ok": not faults and all(check.ok for check in checks),
+        "checks": [*map(_of_package, needed), *map(_of_target, checks)],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": [asdict(item) for item in packages],
@@ -74,19 +63,54 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
         "targets": list(BACKENDS.names()),
         "target": [asdict(check) for check in checks],
     }
-    if as_json and found["ok"]:
+    if not as_json:
+        _print(found, packages, None if target is None else family(target))
+    elif found["ok"]:
         print_json(found)
-    elif not as_json:
-        _print(found, packages)
-    if faults:
-        names = ", ".join(f"{item.name} ({item.installed or 'missing'}, wanted {item.wanted or 'any'})" for item in faults)
-        raise EnvironmentFault(
-            f"packages are missing or of another version: {names}",
-            f"pip install 'pocketvlm[{','.join(extras)}]'; in a clone: '.[{','.join(extras)}]'",
-        )
+    if not found["ok"]:
+        raise _fault(faults, [check for check in checks if not check.ok], extras, found)
+
+
+def _target_checks(target: str, phone_runtime: str | None, extras: tuple[str, ...]) -> list[Check]:
+    """The target's own checks, as far as its code can be loaded."""
+    try:
+        backend = BACKENDS.load(target)(target)
+    except (ImportError, OSError) as error:
+        # Libraries in C++ that do not load are an OSError.
+        told = f"not checked: {error}"
+        return [Check(f"target {target}", told, "the packages of the export", ok=False, hint=_install(extras))]
+    checks: list[Check] = backend.environment(phone_runtime)
+    return checks
+
+
+def _of_package(package: Package) -> dict[str, Any]:
+    return {
+        "name": package.name,
+        "ok": package.ok,
+        "detail": f"{package.installed or 'missing'}, wanted {package.wanted or 'any'}",
+        "fix": "" if package.ok else package.fix,
+    }
+
+
+def _of_target(check: Check) -> dict[str, Any]:
+    detail = f"{check.found}, needed is {check.needed}"
+    return {"name": check.name, "ok": check.ok, "detail": detail, "fix": "" if check.ok else check.hint}
+
+
+def _fault(packages: list[Package], checks: list[Check], extras: tuple[str, ...], found: dict[str, Any]) -> EnvironmentFault:
+    """All that is wrong, in one line."""
+    messages, hints = [], []
+    if packages:
+        messages.append(f"packages are missing or of another version: {', '.join(map(str, packages))}")
+        hints.append(_install(extras))
     for check in checks:
-        if not check.ok:
-            raise EnvironmentFault(f"{check.name}: {check.found}, needed is {check.needed}", check.hint)
+        messages.append(f"{check.name}: {check.found}, needed is {check.needed}")
+        hints.append(check.hint)
+    return EnvironmentFault("; ".join(messages), "; ".join(dict.fromkeys(filter(None, hints))), report=found)
+
+
+def _install(extras: tuple[str, ...]) -> str:
+    return f"pip install 'pocketvlm[{','.join(extras)}]'; in a clone: '.[{','.join(extras)}]'"
 
 
 def _extras(target: str | None) -> tuple[str, ...]:
@@ -94,49 +118,7 @@ def _extras(target: str | None) -> tuple[str, ...]:
     if target is None:
         return ("cli",)
     extra = family(target)
-    return ("export", extra) if extra in _CHECKED else ("export",)
-
-
-def check_packages() -> list[Package]:
-    """Every requirement of the runtime, the command line and the export, against what is installed."""
-    found = []
-    for line in importlib.metadata.requires("pocketvlm") or []:
-        match = _REQUIREMENT.match(line)
-        if match is None or match[1] == "pocketvlm" or (match[3] or "") not in _CHECKED:
-            continue
-        name, wanted = match[1], match[2].strip()
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = None
-        ok = installed is not None and satisfies(installed, wanted)
-        found.append(Package(name, _CHECKED[match[3] or ""], wanted, installed, ok))
-    return found
-
-
-def satisfies(version: str, wanted: str) -> bool:
-    """Whether `version` meets `wanted`: "", ">=1.26", "==1.29.0" or "==2.13.*", or several, separated by commas."""
-    have = _numbers(version)
-    for part in filter(None, (item.strip() for item in wanted.split(","))):
-        operator, number = part[:2], part[2:].strip()
-        limit = _numbers(number.removesuffix(".*"))
-        if operator == ">=":
-            good = have >= limit
-        elif number.endswith(".*"):
-            good = have[: len(limit)] == limit
-        else:
-            good = have == limit
-        if not good:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """Release numbers without local part ("2.13.0+cpu" -> 2, 13) and closing zeros."""
-    numbers = [int(item) for item in re.findall(r"\d+", version.partition("+")[0])]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+    return ("export", extra) if extra in NEEDED_FOR else ("export",)
 
 
 def _cpu_field(name: str) -> str:
@@ -154,7 +136,7 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _CPU_FLAGS if flag in present]
 
 
-def _print(found: dict[str, Any], packages: list[Package]) -> None:
+def _print(found: dict[str, Any], packages: list[Package], asked: str | None) -> None:
     cpu = found["cpu"]
     print_pairs(
         [
@@ -176,5 +158,7 @@ def _print(found: dict[str, Any], packages: list[Package]) -> None:
     if found["target"]:
         checks = [(item["name"], item["found"], item["needed"], "ok" if item["ok"] else "NO") for item in found["target"]]
         print_table("\ntarget", ("", "here", "needed", ""), checks)
-    ready = {part: all(item.ok for item in packages if item.needed_for == part) for part in _CHECKED.values()}
+    ready = {part: all(item.ok for item in packages if item.needed_for == part) for part in NEEDED_FOR.values()}
+    if asked is not None and not all(item["ok"] for item in found["target"]):
+        ready[NEEDED_FOR.get(asked, "export")] = False
     print_line("ready for: " + (", ".join(part for part, ok in ready.items() if ok) or "nothing"))

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import onnx
 
-from pocketvlm.runtime.engines.qnn_provider import qairt_version
+from pocketvlm.runtime.engines.qnn_provider import PACKAGE, check_library
 from pocketvlm.runtime.manifest import VariantSpec
-from pocketvlm.toolchain.backends.base import Check, Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.base import Choice, Lowered, LowerJob, Needs
+from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.backends.qnn import variants
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, compile_options, place
 from pocketvlm.toolchain.backends.qnn.emulation import Emulation, Recordings
@@ -22,6 +23,7 @@ from pocketvlm.toolchain.backends.qnn.needs import needs
 from pocketvlm.toolchain.backends.qnn.settings import check_settings
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
+from pocketvlm.toolchain.packages import require
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
@@ -45,14 +47,15 @@ class Qnn:
 
         Raises:
             UsageError: naming the setting.
-            EnvironmentFault: the package with the compiler is missing.
+            EnvironmentFault: the package with the compiler is missing, damaged or of another version.
         """
         check_settings(self._target, self._soc, spec, recipe)
-        qairt_version()
+        require(PACKAGE)
+        check_library()
 
     def needs(self, spec: ModelSpec, recipe: ExportRecipe) -> Needs:
         """The compiler's memory, binaries and time."""
-        return needs(spec, recipe)
+        return needs(spec, recipe, self._capacity(spec, recipe))
 
     def environment(self, phone_runtime: str | None) -> list[Check]:
         """The C library, the compiler, and whether a phone's runtime can load what it makes."""
@@ -62,8 +65,7 @@ class Qnn:
         self, spec: ModelSpec, weights: CanonicalWeights, recipe: ExportRecipe, scratch: Path, progress: Progress
     ) -> tuple[ExportRecipe, list[Choice]]:
         """Rank batches of tiles, chunk sizes and forms of attention by simulated times."""
-        capacity = recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
-        return Tuner(self._soc, spec, weights, recipe, capacity, scratch, progress).tune()
+        return Tuner(self._soc, spec, weights, recipe, self._capacity(spec, recipe), scratch, progress).tune()
 
     def lower(self, job: LowerJob) -> Lowered:
         """Write the graphs, unless another SoC of this export has; they are compiled in the end."""
@@ -115,6 +117,9 @@ class Qnn:
             found[what] = cosine
             job.progress.advance(1)
         return found
+
+    def _capacity(self, spec: ModelSpec, recipe: ExportRecipe) -> int:
+        return recipe.max_seq_len or min(spec.decoder.max_positions, self.default_context)
 
     def _options(self, recipe: ExportRecipe) -> dict[str, str]:
         return compile_options(self._soc, recipe.qnn.vtcm_mb)

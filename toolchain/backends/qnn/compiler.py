@@ -6,12 +6,14 @@ were finished; one whose weights have changed does not.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +26,8 @@ import psutil
 
 from pocketvlm.errors import EnvironmentFault, GateError
 from pocketvlm.runtime.engines.qnn_provider import PACKAGE
-from pocketvlm.toolchain.backends.qnn.socs import Soc
+from pocketvlm.toolchain.backends.qnn.socs import SOCS, Soc
+from pocketvlm.toolchain.disk import full_error, is_nearly_full
 
 _RESULT = "compiled.json"
 _SOURCES = "sources"
@@ -33,7 +36,8 @@ _POLL_SECONDS = 0.2
 _OPTIMIZATION = "3"
 _UNSUPPORTED = re.compile(r"\{ name: ([^,{}]+), type: ([^,{}]+) \}")
 _MEMORY_SHORT = re.compile(r"bad_?alloc|MemoryError|out of memory|cannot allocate memory|failed to allocate", re.IGNORECASE)
-_DISK_FULL = re.compile(r"no space left on device", re.IGNORECASE)
+# Greetings, which are no reason for anything.
+_GREETING = "# LIBNATIVE:"
 _WORKER = "pocketvlm.toolchain.backends.qnn.compile_worker"
 # Raised when this module or what it asks of the compiler changes: older results are then no longer taken.
 _FORMAT = 2
@@ -89,6 +93,7 @@ class Compiler:
         Raises:
             GateError: an operator does not land on the NPU.
             EnvironmentFault: the compiler failed, or took more memory than it may.
+            OSError: the disk is full.
         """
         folder = self._store / self._key(graphs, data)
         found = _finished(folder)
@@ -168,6 +173,7 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
     Raises:
         GateError: an operator does not land on the NPU.
         EnvironmentFault: it failed, or took more than `memory_bytes`.
+        OSError: the disk is full, whether here or there.
     """
     path, log, scratch = folder / "job.json", folder / "log.txt", folder / "scratch"
     path.write_text(json.dumps(job), encoding="utf-8")
@@ -187,7 +193,7 @@ def run_worker(folder: Path, job: dict[str, Any], name: str, memory_bytes: int) 
     try:
         result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise _failure(name, log, child.returncode) from None
+        raise _failure(name, log, child.returncode, job.get("options", {})) from None
     shutil.rmtree(scratch)
     log.unlink()
     path.unlink()
@@ -213,9 +219,14 @@ def _watch(child: subprocess.Popen[bytes], name: str, memory_bytes: int) -> int:
     return peak
 
 
-def _failure(name: str, log: Path, code: int) -> GateError | EnvironmentFault:
+def _failure(name: str, log: Path, code: int, options: dict[str, str]) -> GateError | EnvironmentFault | OSError:
     """What the child's words mean."""
     words = log.read_text(encoding="utf-8", errors="replace")
+    full = full_error(words)
+    # A process that finds the disk full cannot say so in a file.
+    if full is not None or is_nearly_full(log.parent):
+        number = full or errno.ENOSPC
+        return OSError(number, os.strerror(number), str(log.parent))
     # Partitions of what can run there are listed, too.
     refused = [found for found in dict.fromkeys(_UNSUPPORTED.findall(words)) if not found[1].startswith("QNNExecutionProvider")]
     if refused:
@@ -225,16 +236,17 @@ def _failure(name: str, log: Path, code: int) -> GateError | EnvironmentFault:
             f"{name}: {shown}{more} cannot run on the NPU",
             "export for ort-cpu, keep this stage on the CPU (qnn.stages), or report the model",
         )
-    lines = [line for line in words.splitlines() if line.strip()]
-    told = lines[-1].strip()[:300] if lines else "it said nothing"
+    lines = [line.strip() for line in words.splitlines() if line.strip() and _GREETING not in line]
+    told = lines[-1][:300] if lines else "it said nothing"
     ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return EnvironmentFault(f"{name}: the compiler failed ({ended}): {told}", _advice(words, log, code))
+    return EnvironmentFault(f"{name}: the compiler failed ({ended}): {told}", _advice(words, log, code, options))
 
 
-def _advice(words: str, log: Path, code: int) -> str:
+def _advice(words: str, log: Path, code: int, options: dict[str, str]) -> str:
     """What may help. Of memory that has run out, often nothing is seen but a signal."""
-    if _DISK_FULL.search(words):
-        return "free some space"
-    if code < 0 or _MEMORY_SHORT.search(words):
-        return "set qnn.layers_per_part lower, or close other programs"
-    return f"all that it said is in {log}"
+    memory = "set qnn.layers_per_part lower, or close other programs"
+    if code == -signal.SIGKILL or _MEMORY_SHORT.search(words):
+        return memory
+    soc = next((soc.name for soc in SOCS.values() if str(soc.model) == options.get("soc_model")), "SOC")
+    probe = f"`pocketvlm doctor --target qnn:{soc}` tells whether the compiler works here"
+    return f"{probe}; if it does, {memory}" if code < 0 else f"{probe}; all that it said is in {log}"
