@@ -1,8 +1,8 @@
 """Which kernels a call of a stage spends its time in, read from ONNX Runtime's profiler.
 
-    python benchmarks/kernels.py build/bench/int8-prefill --tokens 128 --depth 768     a chunk of a prompt
-    python benchmarks/kernels.py build/bench/int8-cache --tokens 1 --depth 1536        one decoded token
-    python benchmarks/kernels.py build/bench/int8-cache --tiles 4                      the vision blocks on four tiles
+    python benchmarks/cpu_kernels.py build/bench/int8-prefill --tokens 128 --depth 768     a chunk of a prompt
+    python benchmarks/cpu_kernels.py build/bench/int8-cache --tokens 1 --depth 1536        one decoded token
+    python benchmarks/cpu_kernels.py build/bench/int8-cache --tiles 4                      the vision blocks on four tiles
 
 Inputs are random: only their sizes matter. The profiler itself costs about a microsecond per node, so the time of a call
 without it is printed, too. A call has to read all weights of the graph, here counted as the bundle stores them, and the
