@@ -1,4 +1,4 @@
-"""Exports that end before they are done: Ctrl-C, kill -9, a full disk. The old bundle stays, and nothing else does."""
+"""Exports that end before they are done: Ctrl-C, SIGTERM, kill -9, a full disk. The old bundle stays, and nothing else does."""
 
 from __future__ import annotations
 
@@ -94,6 +94,22 @@ def test_ctrl_c_in_a_terminal(call: Call, pristine: Path, recipe: Path, bundle: 
         rest = process.stderr.read()
     assert process.returncode == 130, rest
     assert rest.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in rest
+    assert contents(bundle) == before
+    assert siblings(bundle) == [bundle.name]
+
+
+@pytest.mark.parametrize("line", ["needs about", "writing decoder", "verify"])
+def test_sigterm_leaves_nothing_either(call: Call, pristine: Path, recipe: Path, bundle: Path, line: str) -> None:
+    """What a service manager, a container's end or `timeout` sends: to the one process that was started."""
+    before = contents(bundle)
+    with start(pristine, bundle, recipe) as process:
+        wait_for(process, line)
+        process.terminate()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert rest.splitlines()[-1] == "error: terminated"
     assert "Traceback" not in rest
     assert contents(bundle) == before
     assert siblings(bundle) == [bundle.name]

@@ -258,6 +258,35 @@ def test_every_exception_becomes_a_line_and_a_code(
     assert detailed.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package", "extras"),
+    [
+        (["export", "c", "-o", "b"], "torch", "export"),
+        (["export", "c", "-o", "b"], "typer", "export"),
+        (["export", "c", "-o", "b", "--target", "ort-cpu", "--target", "qnn:SM8750"], "torch", "export,qnn"),
+        (["export", "c", "-o", "b", "--target=qnn:SM8750"], "safetensors", "export,qnn"),
+        (["export", "c", "-o", "b", "-c", "RECIPE"], "ruamel.yaml", "export,qnn"),
+        (["export", "c", "-o", "b", "--config=RECIPE"], "ruamel.yaml", "export,qnn"),
+        (["export", "c", "-o", "b", "-c", "nowhere.yaml"], "ruamel.yaml", "export"),
+        (["tune", "c", "--target", "qnn:SM8550", "-o", "r.yaml"], "torch", "export,qnn"),
+        (["run", "b", "w5", "--target", "qnn:SM8750+ort-cpu"], "typer", "cli,qnn"),
+        (["run", "b", "w5"], "typer", "cli"),
+    ],
+)
+def test_a_missing_package_is_told_with_all_that_the_command_needs(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: Sequence[str], package: str, extras: str
+) -> None:
+    def fail(arguments: object) -> int:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('targets: ["qnn:SM8750"]\n')
+    monkeypatch.setattr("pocketvlm.toolchain.commands.application.run_command", fail)
+    result = call(*(argument.replace("RECIPE", str(recipe)) for argument in arguments))
+    advice = rf"\(pip install 'pocketvlm\[{extras}\]'; in a clone: '\.\[{extras}\]'\)"
+    result.failed(5, f"the package {package.partition('.')[0]} is not installed {advice}")
+
+
 @pytest.mark.parametrize("arguments", [["run", "BUNDLE", "w5"], ["inspect", "BUNDLE"], ["list", "--json"], ["list", "--help"]])
 def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt, arguments: Sequence[str]) -> None:
     bundle = str(bundle_at(chain=REPLY))
@@ -277,6 +306,28 @@ def test_ctrl_c_ends_with_130(bundle_at: BundleAt) -> None:
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (130, b"error: interrupted\n")
+
+
+def test_sigterm_ends_with_143(bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]})
+    running = process("run", bundle, "w5")
+    assert running.stdout is not None
+    assert running.stdout.read(3) == b"w10"
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (143, b"error: terminated\n")
+
+
+def test_sigterm_ends_a_chat_and_not_one_answer_of_it(bundle_at: BundleAt) -> None:
+    running = process("chat", bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]}), stdin=subprocess.PIPE)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    running.stdin.write(b"w5\nw6\n")
+    running.stdin.flush()
+    assert running.stdout.read(3) == b"w10"
+    running.send_signal(signal.SIGTERM)
+    assert running.communicate(timeout=60)[1] == b"error: terminated\n"
+    assert running.returncode == 143
 
 
 def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,6 +676,7 @@ def test_an_interrupt_that_an_extension_turned_into_another_error(
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")

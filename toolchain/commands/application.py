@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pocketvlm import __version__
-from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.errors import UsageError
+from pocketvlm.toolchain.interrupts import Terminated, cancelled
 from pocketvlm.toolchain.recipe import MAX_CHUNK, MAX_CONTEXT
 
 app = typer.Typer(
@@ -62,6 +63,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     try:
         return app(args=list(arguments), prog_name="pocketvlm", standalone_mode=False) or 0
+    except Terminated:
+        raise
     except SystemExit as error:
         # Typer's own answer to a closed pipe, when it prints help; no command exits this way.
         raise ReaderGoneError from error
@@ -79,7 +82,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except BrokenPipeError as error:
                 raise ReaderGoneError from error
             except KeyboardInterrupt as error:
-                raise Cancelled("interrupted") from error
+                raise cancelled() from error
 
         app.command(name)(call)
         return call
