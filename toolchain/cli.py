@@ -138,9 +138,9 @@ def _recipes(arguments: Sequence[str]) -> Iterator[str]:
     """The texts of the recipes that are named: the package that reads them may be what is missing."""
     for before, argument in itertools.pairwise(("", *arguments)):
         if before in ("-c", "--config") or argument.startswith("--config="):
-            with contextlib.suppress(OSError, ValueError):
-                with Path(argument.removeprefix("--config=")).open(encoding="utf-8") as file:
-                    yield file.read(_MOST_RECIPE)
+            path = Path(argument.removeprefix("--config="))
+            with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
+                yield file.read(_MOST_RECIPE)
 
 
 def _one_line(text: str) -> str:

@@ -304,8 +304,14 @@ def test_the_emulation_repeats_the_numbers_at_export(bundles: Callable[[str], Pa
 
 def test_binaries_that_share_weights_are_not_run_on_the_emulation(bundles: Callable[[str], Path]) -> None:
     found = verify_bundle(bundles("shared"))
-    assert list(found["variants"]) == ["ort-cpu"]
-    assert "share weights" in found["not_run"]["qnn-SM8750"]
+    assert list(found["not_run"]) == ["qnn-SM8750", "qnn-SM8550"]
+    missing = found["not_run"]["qnn-SM8750"]
+    assert list(missing) == ["prefill", "decode"]
+    assert all("share weights" in reason for reason in missing.values())
+    # What has a binary of its own is compared.
+    compared = found["variants"]["qnn-SM8750"]
+    assert list(compared) == ["patch_embed", "vision_encoder", "connector", "embed_tokens", "lm_head"]
+    assert min(compared.values()) > 0.999
     with pytest.raises(EnvironmentFault, match="emulation cannot run"):
         VlmSession.open(bundles("shared"), target="qnn:SM8750")
     assert Bundle.open(bundles("shared")).variant().target == "ort-cpu"

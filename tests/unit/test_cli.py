@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,8 @@ from PIL import Image
 
 from pocketvlm import __version__, errors
 from pocketvlm.runtime.chat import ChatStream
+from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.toolchain import probe
 from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.commands import chat as chat_module
 from pocketvlm.toolchain.commands import doctor as doctor_module
@@ -31,6 +33,7 @@ from pocketvlm.toolchain.commands import run as run_module
 from pocketvlm.toolchain.commands.bench import summarise
 from pocketvlm.toolchain.console import Console
 from pocketvlm.toolchain.progress import Progress, RichProgress, SilentProgress
+from pocketvlm.toolchain.verify import QualityReport, WholeQuality
 
 BundleAt = Callable[..., Path]
 # After <bot> (4) comes w10 w11 w12 and the end (2).
@@ -594,13 +597,63 @@ def test_export_hands_the_recipe_and_the_overrides_on(call: Call, monkeypatch: p
 
 
 def test_verify_prints_what_was_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"files": 7, "variants": {"cpu": {"prefill": 0.999912345}}, "not_run": {"npu": "it is for another device"}}
-    monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path: found)
+    reasons = {"prefill": "it shares weights", "decode": "it shares weights", "lm_head": "no numbers"}
+    found = {
+        "files": 7,
+        "variants": {"cpu": {"prefill": 0.999912345}, "npu": {"connector": 0.5}},
+        "not_run": {"npu": reasons, "other": {"connector": "it is for another device"}},
+    }
+    monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path, progress: found)
     assert call("verify", "bundle", "--json").json == found
     text = call("verify", "bundle").out
     assert "7 files" in text
     assert "0.999912" in text
-    assert "npu: not run here: it is for another device" in text
+    assert "\ncpu: 1 of 1 stages compared\n" in text
+    assert "\nnpu: 1 of 4 stages compared; not: prefill, decode (it shares weights); not: lm_head (no numbers)\n" in text
+    assert "\nother: 0 of 1 stages compared; not: connector (it is for another device)\n" in text
+
+
+def verifiable(directory: Path, contract: Any, engines: dict[str, str]) -> Path:
+    """With a report of what the scripted engine gives; then some stages get other engines."""
+    manifest = parse_manifest((directory / "manifest.json").read_text())
+    (variant,) = manifest.variants
+    quality = QualityReport({}, WholeQuality(1, 0.0, 1.0, 1.0, 1.0), probe.record(variant, directory))
+    (directory / "report.json").write_text(json.dumps({"variants": {"cpu": quality.to_json()}}))
+    changed = {name: replace(variant.stages[name], engine=engine) for name, engine in engines.items()}
+    variant = replace(variant, stages={**variant.stages, **changed})
+    contract.write_manifest(directory, replace(manifest, variants=(variant,)))
+    return directory
+
+
+def test_verify_compares_what_can_run(call: Call, bundle_at: BundleAt, contract: Any) -> None:
+    whole = call("verify", verifiable(bundle_at(), contract, {}))
+    assert whole.code == 0
+    assert "cpu: 6 of 6 stages compared\n" in whole.out
+    stages = ["patch_embed", "vision_encoder", "connector", "embed_tokens", "prefill", "decode"]
+    assert whole.err.splitlines() == [f"cpu: {stage} ({number} of 6)" for number, stage in enumerate(stages, 1)]
+    partly = verifiable(bundle_at(), contract, {"vision_encoder": "npu", "decode": "npu"})
+    result = call("verify", partly)
+    assert result.code == 0
+    # Prefill and decode are one loop.
+    assert "cpu: 3 of 6 stages compared; not: vision_encoder, prefill, decode (engine 'npu' is not known)\n" in result.out
+    found = call("verify", partly, "--json").json
+    assert found["variants"] == {"cpu": {"patch_embed": 1.0, "connector": 1.0, "embed_tokens": 1.0}}
+    assert list(found["not_run"]["cpu"]) == ["vision_encoder", "prefill", "decode"]
+
+
+def test_verify_that_has_compared_nothing_is_no_success(call: Call, bundle_at: BundleAt, contract: Any) -> None:
+    nothing = verifiable(bundle_at(), contract, dict.fromkeys(contract.decoder_stages(contract.kv_spec()), "npu"))
+    assert call("verify", nothing).code == 0
+    every = [*contract.vision_stages(), *contract.decoder_stages(contract.kv_spec())]
+    nothing = verifiable(bundle_at(), contract, dict.fromkeys(every, "npu"))
+    call("verify", nothing).failed(5, r"no stage can be compared, since none runs here: engine 'npu' is not known \(update")
+    assert call("verify", nothing, "--json").json["error"]["code"] == "environment"
+
+
+def test_a_probe_of_nothing_but_zeros_agrees_with_itself() -> None:
+    assert probe.compare({"lm_head": [0.0, 0.0]}, {"lm_head": (0.0, 0.0)}) == {"lm_head": 1.0}
+    assert probe.compare({"lm_head": [0.0, 0.0]}, {"lm_head": (0.0, 1.0)}) == {"lm_head": 0.0}
+    assert probe.compare({}, {"lm_head": (0.0, 1.0)}) == {"lm_head": 0.0}
 
 
 def test_list_gives_the_registries(call: Call) -> None:

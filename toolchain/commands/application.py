@@ -245,7 +245,11 @@ def _inspect(
 
 @_command("verify")
 def _verify(bundle: BundlePath, as_json: Json = False, debug: Debug = False) -> None:
-    """Check hashes, schema, and every stage's numbers."""
+    """Check hashes, schema, and every stage's numbers.
+
+    A stage that cannot run here (one for another device, or one that the emulation of its device cannot run) is named and
+    not compared. Exit code 4: a stage gives other numbers than at export; 5: not one stage can run here.
+    """
     from pocketvlm.toolchain.commands.verify import verify
 
     verify(bundle, as_json)
