@@ -367,8 +367,8 @@ def verify_bundle(path: Path, progress: Progress | None = None) -> dict[str, Any
     if not found["variants"]:
         reasons = dict.fromkeys(reason for stages in found["not_run"].values() for reason in stages.values())
         raise EnvironmentFault(
-            f"the {found['files']} files are those that the manifest lists, but no stage can be compared, since none runs here: "
-            + "; ".join(reasons),
+            f"the {found['files']} files are those that the manifest lists, but no stage can be compared, since none runs here:"
+            f" {'; '.join(reasons)}",
             ", or ".join(hints),
         )
     return found

@@ -208,7 +208,6 @@ def test_run_without_a_prompt_on_a_terminal_is_wrong_usage(
         (["run", "BUNDLE", "w5", "--image", "nowhere.png"], 3, "bad_image"),
         (["run", "BUNDLE", " ".join(["w5"] * 99)], 3, "context_length"),
         (["run", "BUNDLE", "w5", "--target", "other"], 2, "usage"),
-        (["bench", "BUNDLE", "--prompt-tokens", "1"], 2, "usage"),
         (["verify", "BUNDLE"], 3, "bad_bundle"),
         (["inspect", "nowhere"], 3, "bad_checkpoint"),
     ],
@@ -478,9 +477,59 @@ def test_bench_reports_medians(call: Call, bundle_at: BundleAt, picture: Path) -
     text = call("bench", bundle, *options, "--threads", 1, "--markdown").out
     assert re.search(r"^\| prompt_tokens \| 20 \|$", text, re.MULTILINE)
     assert "ttft_ms" in call("bench", bundle, *options).out
+    short = call("bench", bundle, "--prompt-tokens", 1, "--json")
+    assert (short.code, short.json["error"]["code"]) == (2, "usage")
     too_long = call("bench", bundle, "--prompt-tokens", 64)
     assert (too_long.code, too_long.out) == (2, "")
     assert "--prompt-tokens 64 does not fit into the bundle's 64 positions (give fewer)" in too_long.err
+
+
+def test_bench_of_one_run_has_no_deviation(call: Call, bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain=REPLY)
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 1]
+    for form in ([], ["--markdown"]):
+        text = call("bench", bundle, *options, *form).out
+        assert "one run" in text
+        assert "±" not in text
+    found = call("bench", bundle, *options, "--json").json
+    assert found["results"]["text"]["ttft_ms"]["sd"] is None
+
+
+def test_bench_tells_its_progress(call: Call, bundle_at: BundleAt, picture: Path) -> None:
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 3]
+    assert call("bench", bundle_at(chain=REPLY), "--image", picture, *options).err.splitlines() == [
+        "find the length of the prompt",
+        "image cold: one run to warm up and 3 to measure",
+        "image encoded: one run to warm up and 3 to measure",
+    ]
+
+
+def test_bench_of_an_emulated_npu_says_so_everywhere(
+    call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "emulated on this computer: says nothing about a phone"
+    bundle = bundle_at(chain=REPLY)
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 2]
+    here = call("bench", bundle, *options, "--json")
+    assert (here.json["emulated"], here.json["backend_actual"]) == (False, "fake-cpu (fake)")
+    assert set(here.json["stages"].values()) == {"fake"}
+    assert told not in here.out + here.err
+    # The scripted engine takes the NPU's place.
+    monkeypatch.setattr("pocketvlm.runtime.placement.NPU_ENGINE", "fake")
+    monkeypatch.setattr("pocketvlm.runtime.placement.emulated", lambda: True)
+    result = call("bench", bundle, *options, "--json")
+    assert result.json["emulated"] is True
+    assert result.json["backend_actual"] == "fake-cpu (fake, emulated)"
+    assert result.json["stages"].keys() >= {"patch_embed", "vision_encoder", "decode"}
+    assert set(result.json["stages"].values()) == {"fake, emulated"}
+    assert told in result.json["note"]
+    assert result.err.startswith(f"warning: fake-cpu (fake, emulated): {told}, and an answer may take minutes\n")
+    for what in ("warmed up", "run 1 of 2", "run 2 of 2"):
+        assert re.search(rf"^text: {what}, \d+ s$", result.err, re.MULTILINE)
+    for form in ([], ["--markdown"]):
+        text = call("bench", bundle, *options, *form).out
+        assert told in text.splitlines()[0]
+        assert told in text.splitlines()[-1]
 
 
 def test_bench_measures_without_caches(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +553,7 @@ def test_summarise_gives_median_and_sample_deviation() -> None:
 
     runs: Any = [Run(value) for value in (1.0, 5.0, 3.0, 11.0)]
     assert summarise(runs) == {"ttft_ms": {"median": 4.0, "sd": pytest.approx(float(np.std([1, 5, 3, 11], ddof=1)))}}
-    assert summarise(runs[:1]) == {"ttft_ms": {"median": 1.0, "sd": 0.0}}
+    assert summarise(runs[:1]) == {"ttft_ms": {"median": 1.0, "sd": None}}
 
 
 def test_inspect_a_bundle(call: Call, bundle_at: BundleAt) -> None:
