@@ -137,6 +137,7 @@ def measure(
     text: Sequence[int],
     steps: int,
     task: Iterable[TaskSample] = (),
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> QualityReport:
     """Compare a lowered variant with the eager model.
 
@@ -146,12 +147,19 @@ def measure(
         text: token ids of real text that calibration has not seen.
         steps: predictions to compare per conversation, and twice as many on the text.
         task: questions with known answers.
+        advance: called with 1 after each of `measured_steps`.
     """
     with open_stages(variant, root) as stages:
         quality = _stages(model, stages, samples)
-        whole = _whole(model, stages, samples, text, steps)
-        answered = _task(model, stages, task)
+        advance(1)
+        whole = _whole(model, stages, samples, text, steps, advance)
+        answered = _task(model, stages, task, advance)
     return QualityReport(quality, whole, probe.record(variant, root), answered)
+
+
+def measured_steps(samples: Sequence[Conversation], questions: int) -> int:
+    """The stages, each conversation, the text, and each question of the task."""
+    return 1 + len(samples) + 1 + questions
 
 
 def check_thresholds(report: QualityReport, thresholds: Thresholds) -> None:
@@ -213,19 +221,22 @@ def _decoder_quality(model: EagerModel, stages: OpenStages, sample: Conversation
 
 
 def _whole(
-    model: EagerModel, stages: OpenStages, samples: Sequence[Conversation], text: Sequence[int], steps: int
-) -> WholeQuality:
+    model: EagerModel, stages: OpenStages, samples: Sequence[Conversation], text: Sequence[int], steps: int,
+    advance: Callable[[int], None],
+) -> WholeQuality:  # fmt: skip
     pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for sample in samples:
         followed = list(model.follow(sample.embeddings, steps, stages.decoder.chunk_size))
         reference = [logits.numpy() for _, logits in followed]
         mine = _vision_swapped(model, stages, sample)
         pairs += _compared(reference, _lowered(stages, mine, [token for token, _ in followed]))
+        advance(1)
     prompt, rest = list(text[:TEXT_PROMPT]), list(text[TEXT_PROMPT : TEXT_PROMPT + 2 * steps])
     embeddings = model.embed(prompt)
     text_pairs = _compared(_eager(model, embeddings, rest), _lowered(stages, embeddings[0].numpy(), rest))
     targets = rest[: len(text_pairs)]
     pairs += text_pairs
+    advance(1)
     divergence = [float((np.exp(a) * (a - b)).sum()) for a, b in pairs]
     same = [int(a.argmax()) == int(b.argmax()) for a, b in pairs]
     losses = [[-pair[side][target] for pair, target in zip(text_pairs, targets, strict=True)] for side in (0, 1)]
@@ -238,13 +249,16 @@ def _whole(
     )
 
 
-def _task(model: EagerModel, stages: OpenStages, task: Iterable[TaskSample]) -> TaskQuality | None:
+def _task(
+    model: EagerModel, stages: OpenStages, task: Iterable[TaskSample], advance: Callable[[int], None]
+) -> TaskQuality | None:
     right: list[tuple[bool, bool]] = []
     for sample in task:
         conversation, steps = sample.conversation, sample.steps
         reference = model.generate(conversation.embeddings, steps, chunk_size=stages.decoder.chunk_size)
         mine = _greedy(stages, _vision_swapped(model, stages, conversation), model.spec.stop_tokens, steps)
         right.append((sample.is_right(mine), sample.is_right(reference)))
+        advance(1)
     if not right:
         return None
     accuracy, reference_accuracy = (sum(side) / len(right) for side in zip(*right, strict=True))

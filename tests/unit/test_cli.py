@@ -504,9 +504,7 @@ def test_bench_tells_its_progress(call: Call, bundle_at: BundleAt, picture: Path
     ]
 
 
-def test_bench_of_an_emulated_npu_says_so_everywhere(
-    call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bench_of_an_emulated_npu_says_so_everywhere(call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch) -> None:
     told = "emulated on this computer: says nothing about a phone"
     bundle = bundle_at(chain=REPLY)
     options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 2]

@@ -25,8 +25,8 @@ import psutil
 from pocketvlm.errors import EnvironmentFault, GateError
 from pocketvlm.runtime.engines.qnn_provider import PACKAGE
 from pocketvlm.toolchain.backends.qnn.socs import Soc
+from pocketvlm.toolchain.kept import COMPILED
 
-_RESULT = "compiled.json"
 _SOURCES = "sources"
 _POLL_SECONDS = 0.2
 # The compiler's highest level.
@@ -119,7 +119,7 @@ class Compiler:
             "seconds": result["seconds"],
             "peak_bytes": peak,
         }
-        (partial / _RESULT).write_text(json.dumps(made), encoding="utf-8")
+        (partial / COMPILED).write_text(json.dumps(made), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         finished = _finished(folder)
@@ -152,7 +152,7 @@ def place(source: Path, target: Path) -> None:
 
 def _finished(folder: Path) -> Compiled | None:
     try:
-        made = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        made = json.loads((folder / COMPILED).read_text(encoding="utf-8"))
         contexts = tuple(folder / name for name in made["contexts"])
         binary = folder / made["binary"]
         if _sha256(binary) != made["sha256"] or not all(context.is_file() for context in contexts):
