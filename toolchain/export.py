@@ -246,12 +246,12 @@ def _lower(
         lambda what: progress.note(f"kept from before: {what}"),
     )
 
-    def begin() -> None:
-        progress.stage(f"write the graphs for {target}", _GRAPHS)
+    def resume() -> None:
+        progress.stage(f"go on writing the graphs for {target}", _GRAPHS)
 
-    decoder = _decoder(prepared, data, kept, begin, progress)
+    decoder = _decoder(prepared, data, kept, resume, progress)
     for target in sorted(backends, key=lambda name: backends[name].builds_on_others):
-        begin()
+        progress.stage(f"write the graphs for {target}", _GRAPHS)
         prefix = target.replace(":", "-")
         job = LowerJob(
             spec=prepared.spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -70,8 +71,9 @@ def test_ctrl_c_at_every_part_of_an_export(call: Call, pristine: Path, recipe: P
     assert call("run", bundle, *ASK).code == 0
 
 
-def start(checkpoint: Path, bundle: Path, recipe: Path) -> subprocess.Popen[str]:
+def start(checkpoint: Path, bundle: Path, recipe: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pocketvlm.toolchain.cli", "export", str(checkpoint), "-o", str(bundle), "-c", str(recipe)]
+    command += options
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
 
 
@@ -113,6 +115,25 @@ def test_sigterm_leaves_nothing_either(call: Call, pristine: Path, recipe: Path,
     assert "Traceback" not in rest
     assert contents(bundle) == before
     assert siblings(bundle) == [bundle.name]
+
+
+def test_sigterm_leaves_what_was_compiled_for_the_next_export(call: Call, pristine: Path, recipe: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    with start(pristine, place / "bundle", recipe, "--target", "qnn:SM8750") as process:
+        wait_for(process, "connector: ")
+        process.terminate()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    left = re.search(
+        r"^kept in \S+/\.bundle\.work: (\d+) compiled parts; the same command goes on with it$", rest, re.MULTILINE
+    )
+    assert left is not None, rest
+    assert siblings(place / "bundle") == [".bundle.work"]
+    again = call("export", pristine, "-o", place / "bundle", "-c", recipe, "--target", "qnn:SM8750")
+    assert again.code == 0
+    assert f"qnn:SM8750: {left[1]} of 4 parts had been compiled before\n" in again.err
+    assert siblings(place / "bundle") == ["bundle"]
 
 
 def test_kill_9_leaves_the_old_bundle_and_the_next_export_clears_up(

@@ -140,7 +140,7 @@ def test_a_scheme_is_worked_out_once_and_only_when_asked_for(tmp_path: Path) -> 
     assert (resumed, taken) == ([1, 1], [])
     # The next export takes what this one has kept, and says so.
     again = quantizer()(SCHEMES["channel"])
-    assert (len(begun), taken) == (4, begun[2:])
+    assert (len(begun), len(resumed), taken) == (4, 2, begun[2:])
     for name in ("decoder.layers.0.q", "decoder.layers.1.down"):
         one, other = first.blocks(name), again.blocks(name)
         np.testing.assert_array_equal(one.dequantize(), other.dequantize())

@@ -103,7 +103,7 @@ class DecoderQuantizer:
     """Callable: scheme -> the decoder in that scheme, the same object for the same scheme.
 
     Args: as `quantize`.
-        resume: called when a scheme has been worked out, since `begin` has ended what was going on before.
+        resume: called when a scheme has been worked out, where `begin` has ended what was going on before.
     """
 
     def __init__(
@@ -122,6 +122,13 @@ class DecoderQuantizer:
 
     def __call__(self, scheme: WeightScheme) -> QuantizedDecoder:
         if scheme not in self._done:
-            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, self._begin, self._kept)
-            self._resume()
+            begun: list[str] = []
+
+            def begin(name: str, steps: int) -> Callable[[int], None]:
+                begun.append(name)
+                return self._begin(name, steps)
+
+            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, begin, self._kept)
+            if begun:
+                self._resume()
         return self._done[scheme]
