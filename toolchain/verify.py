@@ -356,7 +356,7 @@ def verify_bundle(path: Path, progress: Progress | None = None) -> dict[str, Any
         GateError: a stage gives other numbers here than at export.
         EnvironmentFault: not one stage can run here.
     """
-    told = SilentProgress() if progress is None else progress
+    progress = SilentProgress() if progress is None else progress
     with closing(Bundle.open(path)) as bundle, bundle.named():
         variants = bundle.manifest.variants
         for variant in variants:
@@ -364,7 +364,7 @@ def verify_bundle(path: Path, progress: Progress | None = None) -> dict[str, Any
         report = read_report(bundle)
         Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}, "not_run": {}}
-        hints: dict[str, None] = {}
+        every: list[PocketVLMError] = []
         for variant in variants:
             check_stages(variant)
             check_contract(variant)
@@ -373,17 +373,18 @@ def verify_bundle(path: Path, progress: Progress | None = None) -> dict[str, Any
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")
             faults = _not_run(variant, recorded)
             if faults:
-                found["not_run"][variant.name] = {stage: fault.message for stage, fault in faults.items()}
-                hints |= dict.fromkeys(fault.hint for fault in faults.values() if fault.hint)
+                told = {stage: "; ".join(filter(None, (fault.message, fault.hint))) for stage, fault in faults.items()}
+                found["not_run"][variant.name] = told
+                every += faults.values()
             wanted = [stage for stage in probe.stages_of(variant) if stage not in faults]
             if wanted:
-                found["variants"][variant.name] = _compared_with_export(variant, bundle.directory, recorded, wanted, told)
+                found["variants"][variant.name] = _compared_with_export(variant, bundle.directory, recorded, wanted, progress)
     if not found["variants"]:
-        reasons = dict.fromkeys(reason for stages in found["not_run"].values() for reason in stages.values())
+        reasons = dict.fromkeys(fault.message for fault in every)
         raise EnvironmentFault(
             f"the {found['files']} files are those that the manifest lists, but no stage can be compared, since none runs here:"
             f" {'; '.join(reasons)}",
-            ", or ".join(hints),
+            ", or ".join(dict.fromkeys(fault.hint for fault in every if fault.hint)),
         )
     return found
 

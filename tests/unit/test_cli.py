@@ -682,7 +682,10 @@ def test_verify_compares_what_can_run(call: Call, bundle_at: BundleAt, contract:
     result = call("verify", partly)
     assert result.code == 0
     # Prefill and decode are one loop.
-    assert "cpu: 3 of 6 stages compared; not: vision_encoder, prefill, decode (engine 'npu' is not known)\n" in result.out
+    assert (
+        "cpu: 3 of 6 stages compared; not: vision_encoder, prefill, decode (engine 'npu' is not known; update PocketVLM)\n"
+        in result.out
+    )
     found = call("verify", partly, "--json").json
     assert found["variants"] == {"cpu": {"patch_embed": 1.0, "connector": 1.0, "embed_tokens": 1.0}}
     assert list(found["not_run"]["cpu"]) == ["vision_encoder", "prefill", "decode"]
