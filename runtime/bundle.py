@@ -13,15 +13,15 @@ import stat
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
 from pocketvlm.runtime import decoder_contract, vision_contract
-from pocketvlm.runtime.devices import check_device
-from pocketvlm.runtime.engines import load_engine
+from pocketvlm.runtime.devices import check_device, check_runs_here
 from pocketvlm.runtime.engines.qnn_provider import emulated
 from pocketvlm.runtime.manifest import (
     MANIFEST_HASH_NAME,
@@ -48,11 +48,13 @@ class Bundle:
     Attributes:
         directory: where the files are.
         manifest: what `manifest.json` says.
+        name: what messages call it: the path that it was opened by.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, temporary: bool = False) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, *, name: str | None = None, temporary: bool = False) -> None:
         self.directory = directory
         self.manifest = manifest
+        self.name = str(directory) if name is None else name
         self._remove = weakref.finalize(self, _remove, directory) if temporary else None
 
     @classmethod
@@ -69,7 +71,8 @@ class Bundle:
         """
         place = Path(path)
         if place.is_dir():
-            return cls(place, _check_directory(place, verify))
+            with _named(str(place)):
+                return cls(place, _check_directory(place, verify))
         if not place.exists():
             raise BundleError(f"{place}: no such bundle", "give the directory that `pocketvlm export` wrote")
         if not place.is_file() or not zipfile.is_zipfile(place):
@@ -78,8 +81,9 @@ class Bundle:
             )
         directory = Path(tempfile.mkdtemp(prefix="pocketvlm-"))
         try:
-            _unpack(place, directory)
-            return cls(directory, _check_directory(directory, verify), temporary=True)
+            with _named(str(place)):
+                _unpack(place, directory)
+                return cls(directory, _check_directory(directory, verify), name=str(place), temporary=True)
         except BaseException:
             _remove(directory)
             raise
@@ -96,23 +100,39 @@ class Bundle:
             EnvironmentFault: none of its engines runs here, or the variant was compiled for another device.
             BundleError: a stage is missing or not known, or the vision stages do not fit the manifest.
         """
-        if target is None:
-            chosen = self._first()
-            check_stages(chosen)
-        else:
-            vision_target, _, decoder_target = target.partition("+")
-            chosen = self._placed(self._named(vision_target), self._named(decoder_target or vision_target))
-        vision_contract.check_sizes(self.manifest, chosen)
+        with self.named():
+            if target is None:
+                chosen = self._first()
+                check_stages(chosen)
+            else:
+                vision_target, _, decoder_target = target.partition("+")
+                chosen = self._placed(self._variant(vision_target), self._variant(decoder_target or vision_target))
+            vision_contract.check_sizes(self.manifest, chosen)
         return chosen
+
+    def named(self) -> AbstractContextManager[None]:
+        """Within the body, what is wrong with the bundle is told with its name, and files by their place in it."""
+        return _named(self.name)
 
     def _placed(self, vision: VariantSpec, decoder: VariantSpec) -> VariantSpec:
         for half in (vision, decoder):
             check_stages(half)
         check_device(vision, vision_contract.stage_names(vision))
-        check_device(decoder, decoder_contract.stage_names(decoder))
+        try:
+            check_device(decoder, decoder_contract.stage_names(decoder))
+        except EnvironmentFault as error:
+            raise EnvironmentFault(error.message, self._instead(vision) + error.hint) from error
         return place(vision, decoder)
 
-    def _named(self, target: str) -> VariantSpec:
+    def _instead(self, vision: VariantSpec) -> str:
+        """Which target has these vision stages and a language model that runs here, for a hint; empty if none has."""
+        for other in self.manifest.variants:
+            if _runs_here(other, decoder_contract.stage_names(other)):
+                target = other.target if other is vision else f"{vision.target}+{other.target}"
+                return f"target {target} runs here, with the language model of {other.target}; or "
+        return ""
+
+    def _variant(self, target: str) -> VariantSpec:
         variants = self.manifest.variants
         for variant in variants:
             if target in (variant.name, variant.target):
@@ -121,20 +141,22 @@ class Bundle:
         raise UsageError(f"the bundle has no variant for {target!r}", f"it has {known}")
 
     def _first(self) -> VariantSpec:
-        reasons = []
+        reasons, hints = [], []
         for variant in self.manifest.variants:
             try:
-                for engine in dict.fromkeys(variant.engine_of(stage)[0] for stage in variant.stages):
-                    load_engine(engine)
-                check_device(variant, variant.stages)
+                check_runs_here(variant, variant.stages)
             except (BundleError, EnvironmentFault) as error:
                 reasons.append(f"{variant.name}: {error.message}")
+                hints.append(error.hint)
                 continue
             if variant.device is None or not emulated():
                 return variant
-            reasons.append(f"{variant.name}: {variant.device.soc} is only emulated here, ask for it by name")
+            reasons.append(f"{variant.name}: {variant.device.soc} is only emulated here")
+            hints.append(f"target {variant.target} asks for the emulation, which takes minutes for an answer")
+        known = dict.fromkeys(hint for hint in hints if hint)
         raise EnvironmentFault(
-            f"no variant of the bundle runs here: {'; '.join(reasons)}", "export it for a target of this machine"
+            f"no variant of the bundle runs here: {'; '.join(reasons)}",
+            ", or ".join([*known, "export the checkpoint for ort-cpu, which runs anywhere"]),
         )
 
     def path(self, name: str) -> Path:
@@ -144,7 +166,7 @@ class Bundle:
             BundleError: it lists no such file.
         """
         if all(item.path != name for item in self.manifest.files):
-            raise BundleError(f"manifest.json does not list {name!r}", _COPY_AGAIN)
+            raise BundleError(f"{self.name}: manifest.json does not list {name!r}", _COPY_AGAIN)
         return self.directory / name
 
     def sha256(self, name: str) -> str:
@@ -155,6 +177,24 @@ class Bundle:
         """Remove what was unpacked from a zip; a directory stays as it is."""
         if self._remove is not None:
             self._remove()
+
+
+def _runs_here(variant: VariantSpec, stages: Iterable[str]) -> bool:
+    try:
+        check_runs_here(variant, stages)
+    except (BundleError, EnvironmentFault):
+        return False
+    return True
+
+
+@contextmanager
+def _named(bundle: str) -> Iterator[None]:
+    try:
+        yield
+    except BundleError as error:
+        if error.message.startswith(f"{bundle}: "):
+            raise
+        raise BundleError(f"{bundle}: {error.message}", error.hint) from error
 
 
 def _remove(directory: Path) -> None:
@@ -169,12 +209,12 @@ def _check_directory(directory: Path, verify: bool) -> Manifest:
         found.pop(name, None)
     for name, item in expected.items():
         if name not in found:
-            raise BundleError(f"{directory / name}: missing from the bundle", _COPY_AGAIN)
+            raise BundleError(f"{name}: missing from the bundle", _COPY_AGAIN)
         if found[name] != item.bytes:
-            raise BundleError(f"{directory / name}: {found[name]} bytes, the manifest says {item.bytes}", _COPY_AGAIN)
+            raise BundleError(f"{name}: {found[name]} bytes, the manifest says {item.bytes}", _COPY_AGAIN)
     surplus = sorted(found.keys() - expected.keys())
     if surplus:
-        raise BundleError(f"{directory / surplus[0]}: not part of the bundle", "remove it, or export the bundle again")
+        raise BundleError(f"{surplus[0]}: not part of the bundle", "remove it, or export the bundle again")
     if verify:
         _check_hashes(directory, manifest.files)
     return manifest
@@ -184,16 +224,16 @@ def _read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST_NAME
     content = _read_small(path)
     if content is None:
-        raise BundleError(f"{directory}: no {MANIFEST_NAME}", "give the directory that `pocketvlm export` wrote")
+        raise BundleError(f"no {MANIFEST_NAME}", "give the directory that `pocketvlm export` wrote")
     hashed = _read_small(directory / MANIFEST_HASH_NAME)
     if hashed is None:
-        raise BundleError(f"{directory / MANIFEST_HASH_NAME}: missing from the bundle", _COPY_AGAIN)
+        raise BundleError(f"{MANIFEST_HASH_NAME}: missing from the bundle", _COPY_AGAIN)
     if len(content) <= MAX_MANIFEST_BYTES and hashed != manifest_hash(content).encode():
-        raise BundleError(f"{path}: sha256 differs from {MANIFEST_HASH_NAME}: the file is damaged", _COPY_AGAIN)
+        raise BundleError(f"{MANIFEST_NAME}: sha256 differs from {MANIFEST_HASH_NAME}: the file is damaged", _COPY_AGAIN)
     try:
         return parse_manifest(content.decode("utf-8"))
     except UnicodeDecodeError:
-        raise BundleError(f"{path}: not UTF-8 text", _COPY_AGAIN) from None
+        raise BundleError(f"{MANIFEST_NAME}: not UTF-8 text", _COPY_AGAIN) from None
 
 
 def _read_small(path: Path) -> bytes | None:
@@ -202,46 +242,48 @@ def _read_small(path: Path) -> bytes | None:
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         if path.is_symlink():
-            raise BundleError(f"{path}: a link, not a file", _COPY_AGAIN)
+            raise BundleError(f"{path.name}: a link, not a file", _COPY_AGAIN)
         with os.fdopen(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BundleError(f"{path}: neither a file nor a folder", _COPY_AGAIN)
+                raise BundleError(f"{path.name}: neither a file nor a folder", _COPY_AGAIN)
             return file.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+        raise BundleError(f"{path.name}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, int]]:
     """Relative path and size of every file; links and special files are refused."""
     pending = [directory]
     while pending:
+        folder = pending.pop()
         try:
-            entries = sorted(os.scandir(pending.pop()), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise BundleError(f"{error.filename}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+            where = folder.relative_to(directory).as_posix()
+            raise BundleError(f"{where}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
         for entry in entries:
+            name = Path(entry.path).relative_to(directory).as_posix()
             if entry.is_symlink():
-                raise BundleError(f"{entry.path}: a link; a bundle holds only files and folders", _COPY_AGAIN)
+                raise BundleError(f"{name}: a link; a bundle holds only files and folders", _COPY_AGAIN)
             if entry.is_dir():
                 pending.append(Path(entry.path))
             elif entry.is_file():
-                yield Path(entry.path).relative_to(directory).as_posix(), entry.stat().st_size
+                yield name, entry.stat().st_size
             else:
-                raise BundleError(f"{entry.path}: neither a file nor a folder", _COPY_AGAIN)
+                raise BundleError(f"{name}: neither a file nor a folder", _COPY_AGAIN)
 
 
 def _check_hashes(directory: Path, files: tuple[FileSpec, ...]) -> None:
     def check(item: FileSpec) -> None:
-        path = directory / item.path
         try:
-            with path.open("rb") as file:
+            with (directory / item.path).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BundleError(f"{path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
+            raise BundleError(f"{item.path}: cannot be read: {error.strerror}", _COPY_AGAIN) from error
         if found != item.sha256:
-            raise BundleError(f"{path}: sha256 differs from the manifest: the file is damaged", _COPY_AGAIN)
+            raise BundleError(f"{item.path}: sha256 differs from the manifest: the file is damaged", _COPY_AGAIN)
 
     # hashlib releases the interpreter lock, so threads help.
     with ThreadPoolExecutor(min(_HASH_THREADS, max(1, len(files)))) as pool:
@@ -259,7 +301,7 @@ def _unpack(archive: Path, directory: Path) -> None:
                 with opened.open(entry) as source, target.open("xb") as copy:
                     _copy(source, copy)  # type: ignore[arg-type]
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise BundleError(f"{archive}: damaged zip: {error}", _COPY_AGAIN) from error
+        raise BundleError(f"damaged zip: {error}", _COPY_AGAIN) from error
     except OSError as error:
         raise EnvironmentFault(
             f"{archive}: cannot be unpacked to {directory}: {error.strerror}", "free some space, or unpack it yourself"
@@ -269,20 +311,20 @@ def _unpack(archive: Path, directory: Path) -> None:
 def _check_entries(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
     names = {entry.filename for entry in entries}
     if len(entries) > _MAX_ENTRIES or len(names) != len(entries):
-        raise BundleError(f"{archive}: too many or repeated entries", "it is not one of ours")
+        raise BundleError("too many or repeated entries", "it is not one of ours")
     for entry in entries:
-        check_relative_path(entry.filename)
+        check_relative_path(entry.filename, "the zip")
         for folder in PurePosixPath(entry.filename).parents:
             if str(folder) in names:
-                raise BundleError(f"{archive}: {folder} is a file and a folder", "it is not one of ours")
+                raise BundleError(f"{folder} is a file and a folder", "it is not one of ours")
         kind = stat.S_IFMT(entry.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
-            raise BundleError(f"{archive}: {entry.filename} is a link or special file", "it is not one of ours")
+            raise BundleError(f"{entry.filename} is a link or special file", "it is not one of ours")
         # Stored entries cannot unpack to more than the archive itself.
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise BundleError(f"{archive}: {entry.filename} is compressed or encrypted", "pack the bundle without compression")
+            raise BundleError(f"{entry.filename} is compressed or encrypted", "pack the bundle without compression")
     if sum(entry.file_size for entry in entries) > archive.stat().st_size:
-        raise BundleError(f"{archive}: entries overlap", "it is not one of ours")
+        raise BundleError("entries overlap", "it is not one of ours")
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pocketvlm.errors import EnvironmentFault
+from pocketvlm.runtime.engines import load_engine
 from pocketvlm.runtime.engines.qnn_provider import emulated, qairt_version
 from pocketvlm.runtime.manifest import NPU_ENGINE, DeviceSpec, VariantSpec
 
@@ -27,6 +28,19 @@ def soc_name() -> str | None:
         return _SOC_NAME.read_text(encoding="utf-8").strip() or None
     except OSError:
         return None
+
+
+def check_runs_here(variant: VariantSpec, stages: Iterable[str]) -> None:
+    """Refuse graphs whose engine is not here, or that were compiled for another device.
+
+    Raises:
+        BundleError: an engine is not known.
+        EnvironmentFault: naming what is needed and what is here.
+    """
+    names = list(stages)
+    for engine in dict.fromkeys(variant.engine_of(stage)[0] for stage in names):
+        load_engine(engine)
+    check_device(variant, names)
 
 
 def check_device(variant: VariantSpec, stages: Iterable[str]) -> None:
@@ -57,7 +71,7 @@ def check_device(variant: VariantSpec, stages: Iterable[str]) -> None:
         # It would end the process.
         raise EnvironmentFault(
             f"variant {variant.name!r} has binaries that share weights, which Qualcomm's emulation cannot run",
-            f"run it on a {needed.soc}, take the language model of another variant, or export with qnn.weight_sharing: false",
+            f"run it on a {needed.soc}, or export with qnn.weight_sharing: false",
         )
 
 

@@ -336,17 +336,20 @@ _SMALL, _LARGE = 1e-6, 1e6
 _PART = re.compile(r"[A-Za-z0-9._+-]{1,100}\Z")
 
 
-def check_relative_path(path: str) -> None:
+def check_relative_path(path: str, where: str = MANIFEST_NAME) -> None:
     """Refuse every path that could leave the bundle.
+
+    Args:
+        where: what names it, for messages.
 
     Raises:
         BundleError: for an absolute path, a drive, a backslash, an empty part, "." or "..", more than 1,024 characters.
     """
     if len(path) > _MAX_PATH:
-        raise BundleError(f"file path of {len(path)} characters: {path[:40]!r}...", "it is not one of ours")
+        raise BundleError(f"{where}: file path of {len(path)} characters: {path[:40]!r}...", "it is not one of ours")
     parts = path.split("/")
     if PurePosixPath(path).is_absolute() or not all(_PART.match(part) and part not in (".", "..") for part in parts):
-        raise BundleError(f"manifest.json: unsafe file path {path!r}", "the bundle was tampered with; export it again")
+        raise BundleError(f"{where}: unsafe file path {path!r}", "the bundle was tampered with; export it again")
 
 
 def parse_manifest(text: str) -> Manifest:

@@ -55,6 +55,16 @@ def _explicit(variant: VariantSpec, stage: str) -> StageSpec:
     return replace(variant.stages[stage], engine=engine, engine_options=options)
 
 
+def stage_engines(variant: VariantSpec) -> dict[str, str]:
+    """The engine of each graph, and whether its device is emulated: "onnxruntime-qnn, emulated"."""
+    return {stage: _engine_name(variant, stage) for stage in variant.stages}
+
+
+def is_emulated(variant: VariantSpec) -> bool:
+    """Whether a graph runs on an emulation of its device here, which is for checks, not for speed."""
+    return emulated() and any(variant.engine_of(stage)[0] == NPU_ENGINE for stage in variant.stages)
+
+
 def backend_name(variant: VariantSpec) -> str:
     """What runs where, for metrics: "qnn:SM8750 (onnxruntime-qnn)", or both halves where they differ."""
     halves = {"vision": variant.chain("vision_encoder")[0], "decoder": variant.chain("decode")[0]}

@@ -149,19 +149,20 @@ class VlmSession:
         started = time.perf_counter()
         bundle = Bundle.open(path, verify=verify)
         try:
-            return cls(
-                bundle,
-                bundle.variant(target),
-                requested=target,
-                threads=threads,
-                vision_batch=vision_batch,
-                overlap=overlap,
-                release=release,
-                max_length=max_length,
-                image_cache_mb=image_cache_mb,
-                trace=trace,
-                started=started,
-            )
+            with bundle.named():
+                return cls(
+                    bundle,
+                    bundle.variant(target),
+                    requested=target,
+                    threads=threads,
+                    vision_batch=vision_batch,
+                    overlap=overlap,
+                    release=release,
+                    max_length=max_length,
+                    image_cache_mb=image_cache_mb,
+                    trace=trace,
+                    started=started,
+                )
         except BaseException:
             bundle.close()
             raise
@@ -290,7 +291,7 @@ class _Sessions:
         """
         if self._files_of(stage) != self._verified[stage]:
             raise BundleError(
-                f"{self._bundle.directory}: replaced or changed since it was opened", "close the session and open it again"
+                f"{self._bundle.name}: replaced or changed since it was opened", "close the session and open it again"
             )
         path = self._bundle.path(self._variant.stages[stage].file)
         engine, options = self._variant.engine_of(stage)

@@ -36,26 +36,29 @@ class Tokenizer:
         self._guards: dict[frozenset[str], TokenGuard] = {}
 
     @classmethod
-    def open(cls, path: Path) -> Tokenizer:
+    def open(cls, path: Path, name: str | None = None) -> Tokenizer:
         """Read a tokenizer.json.
+
+        Args:
+            name: what messages call it; its path unless given.
 
         Raises:
             BundleError: the file is missing, larger than MAX_TOKENIZER_BYTES, or no valid tokenizer.
         """
-        hint = "copy the bundle again or export it again"
+        hint, name = "copy the bundle again or export it again", name or str(path)
         try:
             size = path.stat().st_size
             if size > MAX_TOKENIZER_BYTES:
-                raise BundleError(f"{path} holds {size} bytes; at most {MAX_TOKENIZER_BYTES} are read", hint)
+                raise BundleError(f"{name} holds {size} bytes; at most {MAX_TOKENIZER_BYTES} are read", hint)
             data = path.read_bytes()
         except OSError as error:
-            raise BundleError(f"cannot read {path}: {error.strerror}", hint) from None
+            raise BundleError(f"cannot read {name}: {error.strerror}", hint) from None
         try:
             return cls(tokenizers.Tokenizer.from_buffer(data))
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic in the library's Rust code does not derive from Exception
-            raise BundleError(f"{path} is no valid tokenizer.json: {_one_line(error)}", hint) from None
+            raise BundleError(f"{name} is no valid tokenizer.json: {_one_line(error)}", hint) from None
 
     @classmethod
     def of(cls, bundle: Bundle) -> Tokenizer:
@@ -64,7 +67,8 @@ class Tokenizer:
         Raises:
             BundleError: see `open`; or its id of the image token is not the manifest's.
         """
-        tokenizer = cls.open(bundle.path(bundle.manifest.tokenizer.file))
+        file = bundle.manifest.tokenizer.file
+        tokenizer = cls.open(bundle.path(file), file)
         token, wanted = bundle.manifest.prompt.image_token, bundle.manifest.tokenizer.image_token_id
         found = tokenizer.token_id(token)
         if found != wanted:

@@ -1,7 +1,8 @@
 """The `pocketvlm` program: runs a command and turns whatever happens into an exit code and one line.
 
-Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 bad input, 4 a gate failed, 5 environment, 130 interrupted; 141 when the
-reader of our output has gone (what a shell reports for SIGPIPE). The commands are in `commands/application.py`.
+Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 bad input, 4 a gate failed, 5 environment, 130 interrupted; and what a shell
+reports for SIGPIPE and SIGTERM: 141 when the reader of our output has gone, 143 when the program was told to end. The commands
+are in `commands/application.py`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pocketvlm.errors import Cancelled, EnvironmentFault, PocketVLMError, PromptError, UsageError
+from pocketvlm.errors import EnvironmentFault, PocketVLMError, PromptError, UsageError
 from pocketvlm.toolchain.disk import FULL
-from pocketvlm.toolchain.interrupts import interrupted, noting_interrupts
+from pocketvlm.toolchain.interrupts import cancelled, interrupted, noting_interrupts
 
 _READER_GONE = 141
 # What the system says about a path before anyone can tell whether something is there.
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 _CLI_PACKAGES = ("typer", "rich", "psutil")
+# What they need holds all that the command line needs.
+_EXPORTING = ("export", "tune")
+_NPU_TARGET = re.compile(r"\bqnn:S\w+")
 # ONNX Runtime 1.29.0 crashes when it is imported into a process whose command line is longer than 32 KiB.
 _MOST_ARGUMENT_BYTES = 30_000
 
@@ -51,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _leave_quietly()
     except BaseException as caught:
         unexpected = not isinstance(caught, PocketVLMError) and interrupted()
-        error = KeyboardInterrupt() if unexpected else caught
+        error = cancelled() if unexpected else caught
         try:
-            return _report(error, as_json="--json" in flags, debug="--debug" in flags)
+            return _report(error, flags)
         except BrokenPipeError:
             return _leave_quietly()
 
@@ -67,12 +71,12 @@ def _check_length(arguments: Sequence[str]) -> None:
         )
 
 
-def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
-    if debug:
+def _report(error: BaseException, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
         traceback.print_exception(error)
-    code, exit_code, message, hint = _describe(error)
+    code, exit_code, message, hint = _describe(error, arguments)
     try:
-        if as_json:
+        if "--json" in arguments:
             report = dict(error.report) if isinstance(error, PocketVLMError) else {}
             found = report | {"error": {"code": code, "message": message, "hint": hint}}
             sys.stdout.write(json.dumps(found, ensure_ascii=False) + "\n")
@@ -87,10 +91,10 @@ def _report(error: BaseException, *, as_json: bool, debug: bool) -> int:
     return exit_code
 
 
-def _describe(error: BaseException) -> tuple[str, int, str, str]:
+def _describe(error: BaseException, arguments: Sequence[str]) -> tuple[str, int, str, str]:
     """Code, exit code, message and hint of any exception."""
     if not isinstance(error, PocketVLMError):
-        error = _translate(error)
+        error = _translate(error, arguments)
     if isinstance(error, PocketVLMError):
         return error.code, error.exit_code, error.message, error.hint
     first_line = str(error).partition("\n")[0]
@@ -98,10 +102,10 @@ def _describe(error: BaseException) -> tuple[str, int, str, str]:
     return "bug", 1, f"{type(error).__name__}: {first_line}", hint
 
 
-def _translate(error: BaseException) -> BaseException:
+def _translate(error: BaseException, arguments: Sequence[str]) -> BaseException:
     """Exceptions of Python and its libraries that are no bugs -> our own kinds."""
     if isinstance(error, KeyboardInterrupt):
-        return Cancelled("interrupted")
+        return cancelled()
     if isinstance(error, MemoryError):
         return EnvironmentFault("not enough memory", "close other programs, or use a machine with more")
     if isinstance(error, OSError) and error.errno in FULL:
@@ -110,15 +114,24 @@ def _translate(error: BaseException) -> BaseException:
         return EnvironmentFault(f"{error.filename}: {error.strerror}", "check the path and its permissions")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("pocketvlm"):
         package = error.name.partition(".")[0]
-        extra = "cli" if package in _CLI_PACKAGES else "export"
+        extras = _extras(package, arguments)
         return EnvironmentFault(
-            f"the package {package} is not installed", f"pip install 'pocketvlm[{extra}]'; in a clone: '.[{extra}]'"
+            f"the package {package} is not installed", f"pip install 'pocketvlm[{extras}]'; in a clone: '.[{extras}]'"
         )
     if getattr(error, "exit_code", None) == UsageError.exit_code and hasattr(error, "format_message"):
         context = getattr(error, "ctx", None)
         program = context.command_path if context is not None else "pocketvlm"
         return UsageError(error.format_message().replace("Value error, ", "").rstrip("."), f"see `{program} --help`")
     return error
+
+
+def _extras(package: str, arguments: Sequence[str]) -> str:
+    """All that this command needs, so that the user need not come back for what is missing next."""
+    exports = package not in _CLI_PACKAGES or (bool(arguments) and arguments[0] in _EXPORTING)
+    found = ["export" if exports else "cli"]
+    if any(_NPU_TARGET.search(argument) for argument in arguments):
+        found.append("qnn")
+    return ",".join(found)
 
 
 def _one_line(text: str) -> str:

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,16 @@ import torch
 from torch import Tensor
 
 from pocketvlm import __version__
-from pocketvlm.errors import BundleError, CheckpointError, RecipeError, SettingError, UsageError
+from pocketvlm.errors import (
+    BundleError,
+    Cancelled,
+    CheckpointError,
+    GateError,
+    PocketVLMError,
+    RecipeError,
+    SettingError,
+    UsageError,
+)
 from pocketvlm.runtime.manifest import (
     SCHEMA_MAJOR,
     SCHEMA_MINOR,
@@ -38,7 +46,7 @@ from pocketvlm.toolchain.backends.base import Backend, Lowered, LowerJob
 from pocketvlm.toolchain.bundle import BundleWriter, check_replaceable
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.estimate import Estimate, estimate
-from pocketvlm.toolchain.kept import Kept
+from pocketvlm.toolchain.kept import RESULTS, Kept, what_is_kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.prompts import derive_prompt
@@ -60,11 +68,14 @@ from pocketvlm.toolchain.verify import (
     TaskSample,
     check_thresholds,
     measure,
+    measured_steps,
 )
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 # An export that is estimated to take so long keeps what it has worked out, in case it is interrupted.
 KEEP_FROM_SECONDS = 300
+# Files that a backend writes, about: patch_embed, vision_encoder, connector, and all of the decoder.
+_GRAPHS = 4
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -168,13 +179,16 @@ def _verify(
 ) -> dict[str, QualityReport]:  # fmt: skip
     """Hold everything that was lowered against the thresholds, then finish it; quality by variant name."""
     measured: list[tuple[VariantSpec, QualityReport]] = []
-    progress.stage("verify", len(lowered))
     for item in lowered:
         if all(item.checked != checked for checked, _ in measured):
+            # SoCs share their graphs.
+            targets = [other.variant.target for other in lowered if other.checked == item.checked]
+            steps = measured_steps(data.judged, len(prepared.task))
+            progress.stage(f"verify {', '.join(targets)} against the checkpoint", steps)
             task = _task(prepared, data.pictures)
-            measured.append((item.checked, measure(model, item.checked, root, data.judged, data.held_out, STEPS, task)))
-            check_thresholds(measured[-1][1], recipe.thresholds)
-        progress.advance(1)
+            found = measure(model, item.checked, root, data.judged, data.held_out, STEPS, task, progress.advance)
+            measured.append((item.checked, found))
+            check_thresholds(found, recipe.thresholds)
     quality = {}
     for item in lowered:
         found = next(quality for checked, quality in measured if checked == item.checked)
@@ -186,12 +200,27 @@ def _verify(
 
 @contextmanager
 def _telling_what_is_kept(output: Path, progress: Progress) -> Iterator[None]:
+    work = work_path(output)
+    if kept := what_is_kept(work):
+        progress.note(f"an earlier export has left in {work}: {kept}; what still fits is taken")
     try:
         yield
-    except BaseException:
-        if work_path(output).is_dir():
-            progress.note(f"what is done is kept in {work_path(output)}: the same command goes on with it")
+    except BaseException as error:
+        if kept := what_is_kept(work):
+            progress.note(f"kept in {work}: {kept}; {_how_to_go_on(error)}")
+        elif work.is_dir():
+            progress.note(f"left in {work}: files on the way; an export to the same place that succeeds removes them")
         raise
+
+
+def _how_to_go_on(error: BaseException) -> str:
+    """What the user does to go on after `error`: what has failed once, fails again with the same recipe."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | Cancelled):
+        return "the same command goes on with it"
+    advice = error.hint if isinstance(error, PocketVLMError) else ""
+    if isinstance(error, GateError) or any(f"{item.name}." in advice for item in fields(ExportRecipe)):
+        return "after you have changed the recipe (-c), the same command goes on with it"
+    return "when that is mended, the same command goes on with it"
 
 
 def work_path(output: Path) -> Path:
@@ -207,14 +236,19 @@ def _lower(
     made: dict[Callable[..., object], object] = {}
     done: dict[str, Lowered] = {}
     backends = {target: BACKENDS.load(target)(target) for target in recipe.targets}
-    progress.stage("lower", 4 * len(backends))
     long = prepared.estimate.seconds >= KEEP_FROM_SECONDS
     kept = Kept(
-        work_path(writer.output) / "kept" if long else None,
+        work_path(writer.output) / RESULTS if long else None,
         (__version__, weights_sha256, recipe.precision, torch.__version__, torch.get_num_threads()),
+        lambda what: progress.note(f"kept from before: {what}"),
     )
-    decoder = _decoder(prepared, recipe, data, kept, progress)
+
+    def resume() -> None:
+        progress.stage(f"go on writing the graphs for {target}", _GRAPHS)
+
+    decoder = _decoder(prepared, data, kept, resume, progress)
     for target in sorted(backends, key=lambda name: backends[name].builds_on_others):
+        progress.stage(f"write the graphs for {target}", _GRAPHS)
         prefix = target.replace(":", "-")
         job = LowerJob(
             spec=prepared.spec,
@@ -400,7 +434,7 @@ def _calibrate(prepared: Prepared, recipe: ExportRecipe, progress: Progress) -> 
 
 
 def _decoder(
-    prepared: Prepared, recipe: ExportRecipe, data: CalibrationData, kept: Kept, progress: Progress
+    prepared: Prepared, data: CalibrationData, kept: Kept, resume: Callable[[], None], progress: Progress
 ) -> DecoderQuantizer:
     def begin(name: str, steps: int) -> Callable[[int], None]:
         progress.stage(name, steps)
@@ -408,7 +442,6 @@ def _decoder(
 
     sequences = [*(item.embeddings[:, : prepared.capacity] for item in data.conversations), *data.sequences]
     method = prepared.estimate.method
-    resume = partial(progress.stage, "lower", 4 * len(recipe.targets))
     return DecoderQuantizer(prepared.spec.decoder, prepared.weights, method, sequences, begin, kept, resume)
 
 
@@ -442,7 +475,7 @@ def _data(prepared: Prepared, model: EagerModel, recipe: ExportRecipe, progress:
 
 
 def _generated(prepared: Prepared, sequences: int, length: int, progress: Progress) -> list[list[int]]:
-    progress.stage("text", length - 1)
+    progress.stage("let the model write calibration text", length - 1)
     return write_text(
         prepared.spec.decoder,
         prepared.weights,

@@ -20,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 # Raised when what is kept, or how it is worked out, changes.
 _FORMAT = 1
+# Inside an export's folder of work: the folder of results, and what lies with every part that is compiled.
+RESULTS, COMPILED = "kept", "compiled.json"
 
 
 class Kept:
@@ -28,19 +30,31 @@ class Kept:
     Args:
         folder: made when the first result is kept; None keeps nothing.
         depends_on: what all results depend on.
+        taken: told of each result that need not be worked out again.
     """
 
-    def __init__(self, folder: Path | None, depends_on: Iterable[object]) -> None:
+    def __init__(
+        self, folder: Path | None, depends_on: Iterable[object], taken: Callable[[str], None] = lambda what: None
+    ) -> None:
         self._folder = folder
         self._seed = repr((_FORMAT, *depends_on))
+        self._taken = taken
 
-    def arrays(self, name: str, depends_on: Iterable[object]) -> dict[str, NDArray[Any]] | None:
-        """Arrays that were kept, or None."""
+    def arrays(self, name: str, depends_on: Iterable[object], told: str | None = None) -> dict[str, NDArray[Any]] | None:
+        """Arrays that were kept, or None.
+
+        Args:
+            told: what `taken` hears of them; their name unless given.
+        """
         path = self._path(name, depends_on, ".safetensors")
+        if path is None:
+            return None
         try:
-            return load_file(path) if path is not None else None
+            found: dict[str, NDArray[Any]] = load_file(path)
         except (OSError, safetensors.SafetensorError):
             return None
+        self._taken(told or name)
+        return found
 
     def keep_arrays(self, name: str, depends_on: Iterable[object], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep arrays, if there is room for them."""
@@ -55,9 +69,11 @@ class Kept:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return {key: (float(low), float(high)) for key, (low, high) in found.items()}
+            pairs = {key: (float(low), float(high)) for key, (low, high) in found.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return None
+        self._taken(name)
+        return pairs
 
     def keep_pairs(self, name: str, depends_on: Iterable[object], pairs: Mapping[str, tuple[float, float]]) -> None:
         """Keep pairs of numbers, in every bit, if there is room for them."""
@@ -70,6 +86,17 @@ class Kept:
             return None
         digest = hashlib.sha256(repr((self._seed, *depends_on)).encode()).hexdigest()
         return self._folder / f"{name}-{digest[:32]}{suffix}"
+
+
+def what_is_kept(work: Path) -> str:
+    """What a folder of work holds for the next export, in words; empty if nothing is finished."""
+    # Beside the finished ones may lie one whose export was killed while it put it in place.
+    parts = sum(not path.parent.name.endswith(".partial") for path in work.glob(f"*/*/{COMPILED}"))
+    names = {path.name.partition("-")[0] for path in (work / RESULTS).glob("*-*") if path.suffix != ".partial"}
+    told = [f"{parts} compiled part{'' if parts == 1 else 's'}"] if parts else []
+    told += ["the quantized decoder"] if names & {"gptq", "distilled"} else []
+    told += ["ranges"] if "ranges" in names else []
+    return ", ".join(told)
 
 
 def digest_of(arrays: Iterable[NDArray[Any]]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pocketvlm.errors import BundleError, EnvironmentFault, GateError
+from pocketvlm.errors import BundleError, EnvironmentFault, GateError, PocketVLMError
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.devices import check_device
+from pocketvlm.runtime.devices import check_runs_here
 from pocketvlm.runtime.manifest import VariantSpec
 from pocketvlm.runtime.placement import check_stages
 from pocketvlm.runtime.strict_json import decode
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.runtime.vision_contract import check_contract, check_sizes
 from pocketvlm.toolchain import probe
+from pocketvlm.toolchain.progress import Progress, SilentProgress
 from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ def measure(
     text: Sequence[int],
     steps: int,
     task: Iterable[TaskSample] = (),
+    advance: Callable[[int], None] = lambda steps: None,
 ) -> QualityReport:
     """Compare a lowered variant with the eager model.
 
@@ -144,12 +147,19 @@ def measure(
         text: token ids of real text that calibration has not seen.
         steps: predictions to compare per conversation, and twice as many on the text.
         task: questions with known answers.
+        advance: called with 1 after each of `measured_steps`.
     """
     with open_stages(variant, root) as stages:
         quality = _stages(model, stages, samples)
-        whole = _whole(model, stages, samples, text, steps)
-        answered = _task(model, stages, task)
+        advance(1)
+        whole = _whole(model, stages, samples, text, steps, advance)
+        answered = _task(model, stages, task, advance)
     return QualityReport(quality, whole, probe.record(variant, root), answered)
+
+
+def measured_steps(samples: Sequence[Conversation], questions: int) -> int:
+    """The stages, each conversation, the text, and each question of the task."""
+    return 1 + len(samples) + 1 + questions
 
 
 def check_thresholds(report: QualityReport, thresholds: Thresholds) -> None:
@@ -211,19 +221,22 @@ def _decoder_quality(model: EagerModel, stages: OpenStages, sample: Conversation
 
 
 def _whole(
-    model: EagerModel, stages: OpenStages, samples: Sequence[Conversation], text: Sequence[int], steps: int
-) -> WholeQuality:
+    model: EagerModel, stages: OpenStages, samples: Sequence[Conversation], text: Sequence[int], steps: int,
+    advance: Callable[[int], None],
+) -> WholeQuality:  # fmt: skip
     pairs: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for sample in samples:
         followed = list(model.follow(sample.embeddings, steps, stages.decoder.chunk_size))
         reference = [logits.numpy() for _, logits in followed]
         mine = _vision_swapped(model, stages, sample)
         pairs += _compared(reference, _lowered(stages, mine, [token for token, _ in followed]))
+        advance(1)
     prompt, rest = list(text[:TEXT_PROMPT]), list(text[TEXT_PROMPT : TEXT_PROMPT + 2 * steps])
     embeddings = model.embed(prompt)
     text_pairs = _compared(_eager(model, embeddings, rest), _lowered(stages, embeddings[0].numpy(), rest))
     targets = rest[: len(text_pairs)]
     pairs += text_pairs
+    advance(1)
     divergence = [float((np.exp(a) * (a - b)).sum()) for a, b in pairs]
     same = [int(a.argmax()) == int(b.argmax()) for a, b in pairs]
     losses = [[-pair[side][target] for pair, target in zip(text_pairs, targets, strict=True)] for side in (0, 1)]
@@ -236,13 +249,16 @@ def _whole(
     )
 
 
-def _task(model: EagerModel, stages: OpenStages, task: Iterable[TaskSample]) -> TaskQuality | None:
+def _task(
+    model: EagerModel, stages: OpenStages, task: Iterable[TaskSample], advance: Callable[[int], None]
+) -> TaskQuality | None:
     right: list[tuple[bool, bool]] = []
     for sample in task:
         conversation, steps = sample.conversation, sample.steps
         reference = model.generate(conversation.embeddings, steps, chunk_size=stages.decoder.chunk_size)
         mine = _greedy(stages, _vision_swapped(model, stages, conversation), model.spec.stop_tokens, steps)
         right.append((sample.is_right(mine), sample.is_right(reference)))
+        advance(1)
     if not right:
         return None
     accuracy, reference_accuracy = (sum(side) / len(right) for side in zip(*right, strict=True))
@@ -327,45 +343,89 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def verify_bundle(path: Path) -> dict[str, Any]:
+def verify_bundle(path: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Hashes, schema and stage numerics of a bundle, against what its exporter recorded.
 
-    Variants for other devices are not run; `not_run` says why.
+        {"files": their number, "variants": {variant: {stage: cosine}}, "not_run": {variant: {stage: reason}}}
+
+    Stages that cannot run here are not compared: those for other devices, and on an emulation those whose binaries share
+    weights. A variant is in "variants" if at least one of its stages was compared, and in "not_run" if at least one was not.
 
     Raises:
         BundleError: damaged, or without a report.
         GateError: a stage gives other numbers here than at export.
+        EnvironmentFault: not one stage can run here.
     """
-    bundle = Bundle.open(path)
-    try:
-        for variant in bundle.manifest.variants:
+    progress = SilentProgress() if progress is None else progress
+    with closing(Bundle.open(path)) as bundle, bundle.named():
+        variants = bundle.manifest.variants
+        for variant in variants:
             check_sizes(bundle.manifest, variant)
         report = read_report(bundle)
         Tokenizer.of(bundle)
         found: dict[str, Any] = {"files": len(bundle.manifest.files), "variants": {}, "not_run": {}}
-        for variant in bundle.manifest.variants:
-            try:
-                check_device(variant, variant.stages)
-            except EnvironmentFault as error:
-                found["not_run"][variant.name] = error.message
-                continue
+        every: list[PocketVLMError] = []
+        for variant in variants:
             check_stages(variant)
             check_contract(variant)
             recorded = report.get("variants", {}).get(variant.name, {}).get("probes")
             if not isinstance(recorded, dict):
                 raise BundleError(f"{REPORT_NAME} has no probes for variant {variant.name!r}", "export the checkpoint again")
-            cosines = probe.compare(variant, bundle.directory, recorded)
-            worst = min(cosines, key=lambda name: cosines[name])
-            if not cosines[worst] >= _PROBE_COSINE:
-                raise GateError(
-                    f"variant {variant.name!r}: stage {worst} gives other numbers here than at export"
-                    f" (cosine {cosines[worst]:.4f} < {_PROBE_COSINE})",
-                    "this machine's kernels differ; report it with the output of `pocketvlm doctor`",
-                )
-            found["variants"][variant.name] = cosines
-        return found
-    finally:
-        bundle.close()
+            faults = _not_run(variant, recorded)
+            if faults:
+                told = {stage: "; ".join(filter(None, (fault.message, fault.hint))) for stage, fault in faults.items()}
+                found["not_run"][variant.name] = told
+                every += faults.values()
+            wanted = [stage for stage in probe.stages_of(variant) if stage not in faults]
+            if wanted:
+                found["variants"][variant.name] = _compared_with_export(variant, bundle.directory, recorded, wanted, progress)
+    if not found["variants"]:
+        reasons = dict.fromkeys(fault.message for fault in every)
+        raise EnvironmentFault(
+            f"the {found['files']} files are those that the manifest lists, but no stage can be compared, since none runs here:"
+            f" {'; '.join(reasons)}",
+            ", or ".join(dict.fromkeys(fault.hint for fault in every if fault.hint)),
+        )
+    return found
+
+
+def _not_run(variant: VariantSpec, recorded: Mapping[str, Any]) -> dict[str, PocketVLMError]:
+    """Stages that cannot be compared here, and why."""
+    found: dict[str, PocketVLMError] = {}
+    for stage in probe.stages_of(variant):
+        try:
+            check_runs_here(variant, probe.graphs_of(variant, stage))
+        except (BundleError, EnvironmentFault) as error:
+            found[stage] = error
+    if "lm_head" in probe.stages_of(variant) and "lm_head" not in recorded:
+        # Exports have not always recorded it; it is part of the decoder's numbers in any case.
+        again = BundleError(f"{REPORT_NAME} holds no numbers of it", "export the checkpoint again")
+        found.setdefault("lm_head", again)
+    return found
+
+
+def _compared_with_export(
+    variant: VariantSpec, root: Path, recorded: Mapping[str, Any], wanted: Sequence[str], progress: Progress
+) -> dict[str, float]:
+    """Cosines of stages with what the export recorded.
+
+    Raises:
+        GateError: one is below the bound.
+    """
+    numbers = {stage: number for number, stage in enumerate(wanted, 1)}
+
+    def begin(stage: str) -> None:
+        progress.stage(f"{variant.name}: {stage} ({numbers[stage]} of {len(wanted)})", 1)
+
+    cosines = probe.compare(recorded, probe.record(variant, root, wanted, begin))
+    worst = min(cosines, key=lambda name: cosines[name])
+    if not cosines[worst] >= _PROBE_COSINE:
+        raise GateError(
+            f"variant {variant.name!r}: stage {worst} gives other numbers here than at export"
+            f" (cosine {cosines[worst]:.4f} < {_PROBE_COSINE})",
+            "this machine's kernels differ; report it with the output of `pocketvlm doctor`",
+        )
+    return cosines
 
 
 def read_report(bundle: Bundle) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from pocketvlm.errors import BundleError, Cancelled
-from pocketvlm.runtime.engines.protocol import Array, dtype_of, require_contiguous
+from pocketvlm.runtime.engines.protocol import Array, dtype_of, graph_name, require_contiguous
 
 _STALL_SECONDS = 60
 
@@ -56,9 +56,9 @@ class FakeEngine:
         """See `Engine.open`."""
         try:
             script = json.loads(path.read_text(encoding="utf-8"))
-            return FakeSession(path.name, script)
+            return FakeSession(graph_name(path), script)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path.name}: not a script of the fake engine: {error}") from error
+            raise BundleError(f"{graph_name(path)}: not a script of the fake engine: {error}") from error
 
 
 class FakeSession:

@@ -14,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from pocketvlm.errors import BundleError, Cancelled, EnvironmentFault
 from pocketvlm.runtime.engines import int8_products
-from pocketvlm.runtime.engines.protocol import Array, require_contiguous
+from pocketvlm.runtime.engines.protocol import Array, graph_name, require_contiguous
 from pocketvlm.runtime.memory import drop_mapped_pages
 
 # What fails is raised; ONNX Runtime would print it, too, and a run that was cancelled as an error.
@@ -61,18 +61,18 @@ class OnnxRuntimeEngine:
 
     def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
         """See `Engine.open`."""
-        settings = session_options(options, threads)
+        settings, name = session_options(options, threads), graph_name(path)
         try:
             session = ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         except BAD_FILE as error:
             raise BundleError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}",
+                f"{name}: ONNX Runtime {ort.__version__} cannot load it: {first_line(error)}",
                 "export the checkpoint again",
             ) from error
         except (RuntimeError, MemoryError) as error:
-            raise EnvironmentFault(f"{path}: ONNX Runtime failed to load it: {first_line(error)}") from error
+            raise EnvironmentFault(f"{name}: ONNX Runtime failed to load it: {first_line(error)}") from error
         drop_mapped_pages(path.parent)
-        return OnnxRuntimeSession(session, str(path))
+        return OnnxRuntimeSession(session, name)
 
 
 class OnnxRuntimeSession:

@@ -80,6 +80,11 @@ def require_contiguous(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{name}: only C-contiguous arrays can be bound, strides are {array.strides}")
 
 
+def graph_name(path: Path) -> str:
+    """What messages call a graph: with its folder, since the variants of a bundle have files of the same names."""
+    return "/".join(path.parts[-2:])
+
+
 def dtype_of(name: str) -> np.dtype[Any]:
     """numpy dtype of a `TensorSpec.dtype`."""
     return np.dtype(np.bool_ if name == "bool" else name)

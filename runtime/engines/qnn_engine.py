@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from pocketvlm.errors import BundleError, EnvironmentFault
 from pocketvlm.runtime.engines.onnxruntime_engine import BAD_FILE, OnnxRuntimeSession, first_line
+from pocketvlm.runtime.engines.protocol import graph_name
 from pocketvlm.runtime.engines.qnn_provider import npu_session, qnn_module
 
 _PROVIDER_OPTIONS = frozenset({"soc_model", "htp_arch", "vtcm_mb", "htp_performance_mode"})
@@ -28,7 +29,7 @@ class QnnEngine:
 
     def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
         """See `Engine.open`."""
-        settings = ort.SessionOptions()
+        settings, name = ort.SessionOptions(), graph_name(path)
         settings.log_severity_level = _FATAL_ONLY
         for key, value in options.items():
             if key not in _PROVIDER_OPTIONS and (key, value) != ("shared_weights", "1"):
@@ -42,9 +43,9 @@ class QnnEngine:
             session = npu_session(str(path), settings, chosen)
         except BAD_FILE as error:
             raise BundleError(
-                f"{path}: the NPU's runtime cannot load it: {first_line(error)}",
+                f"{name}: the NPU's runtime cannot load it: {first_line(error)}",
                 "copy the bundle again, or export the checkpoint again",
             ) from error
         except (RuntimeError, MemoryError) as error:
-            raise EnvironmentFault(f"{path}: the NPU's runtime failed to load it: {first_line(error)}") from error
-        return OnnxRuntimeSession(session, str(path))
+            raise EnvironmentFault(f"{name}: the NPU's runtime failed to load it: {first_line(error)}") from error
+        return OnnxRuntimeSession(session, name)

@@ -37,9 +37,9 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append("graph")
         return session(*arguments, **options)
 
-    def open_and_tell(path: Path) -> Tokenizer:
+    def open_and_tell(path: Path, name: str) -> Tokenizer:
         found.append("tokenizer")
-        return open_tokenizer(path)
+        return open_tokenizer(path, name)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     monkeypatch.setattr(Tokenizer, "open", open_and_tell)
@@ -186,7 +186,7 @@ def test_tampered_manifest(call: Call, bundle: Path, loaded: list[str], name: st
     for command in (["run", bundle, *QUESTION], ["verify", bundle], ["inspect", bundle, "--json"]):
         result = call(*command)
         assert result.code == 3, file.read_text()
-        assert result.err.startswith("error: manifest.json")
+        assert result.err.startswith(f"error: {bundle}: manifest.json")
         assert result.err.count("\n") == 1
         assert re.search(pattern, result.err), result.err
     assert loaded == []

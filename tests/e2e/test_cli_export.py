@@ -25,7 +25,8 @@ def test_from_a_checkpoint_to_an_answer(call: Call, pristine: Path, recipe: Path
     # The path alone is the result; the estimate and the progress are for the eye.
     assert (exported.code, exported.out) == (0, f"{bundle}\n")
     assert exported.err.startswith("needs about ")
-    assert [line for line in ("calibrate", "lower", "writing decoder", "verify") if f"\n{line}\n" not in exported.err] == []
+    told = ("calibrate", "write the graphs for ort-cpu", "writing decoder", "verify ort-cpu against the checkpoint")
+    assert [line for line in told if f"\n{line}\n" not in exported.err] == []
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
     verified = call("verify", bundle, "--json").json

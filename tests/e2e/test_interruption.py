@@ -1,9 +1,10 @@
-"""Exports that end before they are done: Ctrl-C, kill -9, a full disk. The old bundle stays, and nothing else does."""
+"""Exports that end before they are done: Ctrl-C, SIGTERM, kill -9, a full disk. The old bundle stays, and nothing else does."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -70,8 +71,9 @@ def test_ctrl_c_at_every_part_of_an_export(call: Call, pristine: Path, recipe: P
     assert call("run", bundle, *ASK).code == 0
 
 
-def start(checkpoint: Path, bundle: Path, recipe: Path) -> subprocess.Popen[str]:
+def start(checkpoint: Path, bundle: Path, recipe: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pocketvlm.toolchain.cli", "export", str(checkpoint), "-o", str(bundle), "-c", str(recipe)]
+    command += options
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True)
 
 
@@ -97,6 +99,41 @@ def test_ctrl_c_in_a_terminal(call: Call, pristine: Path, recipe: Path, bundle: 
     assert "Traceback" not in rest
     assert contents(bundle) == before
     assert siblings(bundle) == [bundle.name]
+
+
+@pytest.mark.parametrize("line", ["needs about", "writing decoder", "verify"])
+def test_sigterm_leaves_nothing_either(call: Call, pristine: Path, recipe: Path, bundle: Path, line: str) -> None:
+    """What a service manager, a container's end or `timeout` sends: to the one process that was started."""
+    before = contents(bundle)
+    with start(pristine, bundle, recipe) as process:
+        wait_for(process, line)
+        process.terminate()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    assert rest.splitlines()[-1] == "error: terminated"
+    assert "Traceback" not in rest
+    assert contents(bundle) == before
+    assert siblings(bundle) == [bundle.name]
+
+
+def test_sigterm_leaves_what_was_compiled_for_the_next_export(call: Call, pristine: Path, recipe: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    with start(pristine, place / "bundle", recipe, "--target", "qnn:SM8750") as process:
+        wait_for(process, "connector: ")
+        process.terminate()
+        assert process.stderr is not None
+        rest = process.stderr.read()
+    assert process.returncode == 143, rest
+    left = re.search(
+        r"^kept in \S+/\.bundle\.work: (\d+) compiled parts; the same command goes on with it$", rest, re.MULTILINE
+    )
+    assert left is not None, rest
+    assert siblings(place / "bundle") == [".bundle.work"]
+    again = call("export", pristine, "-o", place / "bundle", "-c", recipe, "--target", "qnn:SM8750")
+    assert again.code == 0
+    assert f"going on: {left[1]} of 4 parts had been compiled for SM8750 before\n" in again.err
+    assert siblings(place / "bundle") == ["bundle"]
 
 
 def test_kill_9_leaves_the_old_bundle_and_the_next_export_clears_up(

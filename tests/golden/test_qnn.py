@@ -40,7 +40,7 @@ from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, work_path
 from pocketvlm.toolchain.model import EagerModel
-from pocketvlm.toolchain.progress import SilentProgress
+from pocketvlm.toolchain.progress import Progress, SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
@@ -163,10 +163,23 @@ def test_the_same_values_have_the_same_names_however_the_decoder_is_cut(prepared
     assert names([(0, layers)], 1) <= one_by_one
 
 
-def export(checkpoint: Path, output: Path, recipe: ExportRecipe) -> Bundle:
+def export(checkpoint: Path, output: Path, recipe: ExportRecipe, progress: Progress | None = None) -> Bundle:
     with Checkpoint.open(str(checkpoint)) as opened:
-        export_checkpoint(opened, output, recipe, SilentProgress())
+        export_checkpoint(opened, output, recipe, progress or SilentProgress())
     return Bundle.open(output)
+
+
+class Notes(SilentProgress):
+    """Remembers the lines that stay, and the parts of the work."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stage(self, name: str, total: int) -> None:
+        self.lines.append(name)
 
 
 @pytest.fixture(scope="module")
@@ -305,8 +318,14 @@ def test_the_emulation_repeats_the_numbers_at_export(bundles: Callable[[str], Pa
 
 def test_binaries_that_share_weights_are_not_run_on_the_emulation(bundles: Callable[[str], Path]) -> None:
     found = verify_bundle(bundles("shared"))
-    assert list(found["variants"]) == ["ort-cpu"]
-    assert "share weights" in found["not_run"]["qnn-SM8750"]
+    assert list(found["not_run"]) == ["qnn-SM8750", "qnn-SM8550"]
+    missing = found["not_run"]["qnn-SM8750"]
+    assert list(missing) == ["prefill", "decode"]
+    assert all("share weights" in reason for reason in missing.values())
+    # What has a binary of its own is compared.
+    compared = found["variants"]["qnn-SM8750"]
+    assert list(compared) == ["patch_embed", "vision_encoder", "connector", "embed_tokens", "lm_head"]
+    assert min(compared.values()) > 0.999
     with pytest.raises(EnvironmentFault, match="emulation cannot run"):
         VlmSession.open(bundles("shared"), target="qnn:SM8750")
     assert Bundle.open(bundles("shared")).variant().target == "ort-cpu"
@@ -420,14 +439,23 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
         return run_worker(folder, job, name, memory_bytes)
 
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", interrupted)
+    left = work_path(tmp_path / "bundle")
+    first, second = Notes(), Notes()
     with pytest.raises(KeyboardInterrupt):
-        export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+        export(tmp_path / "checkpoint", tmp_path / "bundle", recipe, first)
     assert not (tmp_path / "bundle").exists()
-    assert work_path(tmp_path / "bundle").is_dir()
+    kept = "2 compiled parts, the quantized decoder, ranges"
+    assert first.lines[-1] == f"kept in {left}: {kept}; the same command goes on with it"
+    assert not [line for line in first.lines if line.startswith(("an earlier export", "kept from before"))]
     for work in ("quantize.gptq.quantize_decoder", "quantize.distill.tune", "backends.qnn.calibrate.vision_ranges",
                  "backends.qnn.calibrate.decoder_ranges"):  # fmt: skip
         monkeypatch.setattr(f"pocketvlm.toolchain.{work}", lambda *args, **named: pytest.fail("done twice"))
-    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    export(tmp_path / "checkpoint", tmp_path / "bundle", recipe, second)
+    assert second.lines[0] == f"an earlier export has left in {left}: {kept}; what still fits is taken"
+    told = [line.removeprefix("kept from before: ") for line in second.lines if line.startswith("kept from before: ")]
+    works = ("GPTQ of the decoder", "distillation of the decoder")
+    assert told == ["ranges", *(f"{work}: INT4, LPBQ in blocks of 32" for work in works), "ranges"]
+    assert "going on: 2 of 4 parts had been compiled for SM8750 before" in second.lines
     assert calls == ["vision_encoder", "connector", "decoder", "decoder", "lm_head"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "expected", "bundle"}
     expected, found = (Bundle.open(folder / "bundle").manifest.files for folder in (tmp_path / "expected", tmp_path))

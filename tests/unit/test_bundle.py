@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.runtime import VlmSession, devices
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import MAX_MANIFEST_BYTES, manifest_hash
+from pocketvlm.runtime.manifest import MAX_MANIFEST_BYTES, NPU_ENGINE, DeviceSpec, manifest_hash
 
 from .conftest import write_manifest_text
 
@@ -177,6 +182,53 @@ def test_damage_is_refused_and_named(bundle_at: MakeBundle, damage: Callable[[Pa
     assert "\n" not in str(caught.value)
 
 
+def test_messages_name_the_bundle_as_it_was_given_and_the_file_by_its_place_in_it(
+    bundle_at: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = bundle_at()
+    monkeypatch.chdir(directory.parent)
+    archive = pack(directory, Path("packed.zip"))
+    graph, tokenizer = directory / "v/decoder.onnx", directory / "tokenizer.json"
+    script = graph.read_bytes()
+
+    def told(message: str, name: str = directory.name) -> None:
+        with pytest.raises(BundleError) as caught:
+            VlmSession.open(name)
+        assert re.match(rf"{name}: {message}", caught.value.message), caught.value.message
+
+    graph.write_bytes(script[:-1])
+    told(r"v/decoder\.onnx: \d+ bytes, the manifest says")
+    graph.write_bytes(script[::-1])
+    told(r"v/decoder\.onnx: sha256 differs")
+    told(r"v/decoder\.onnx: sha256 differs", str(pack(directory, archive)))
+    rehash(directory)
+    told(r"v/decoder\.onnx: not a script of the fake engine")
+    told(r"v/decoder\.onnx: not a script of the fake engine", str(pack(directory, archive)))
+    graph.write_bytes(script)
+    tokenizer.write_text("{")
+    rehash(directory)
+    told(r"tokenizer\.json is no valid tokenizer\.json")
+    told(r"tokenizer\.json is no valid tokenizer\.json", str(pack(directory, archive)))
+    change_manifest(directory, lambda content: content["variants"][0]["stages"].pop("connector"))
+    told(r"manifest\.json: variant 'cpu' has no stage 'connector'")
+    change_manifest(directory, lambda content: content.pop("tokenizer"))
+    told(r"manifest\.json: 'tokenizer' is missing")
+    (directory / "v/evil.so").touch()
+    (directory / "manifest.json").unlink()
+    told(r"no manifest\.json")
+
+
+def rehash(directory: Path) -> None:
+    """Let the manifest say of the files what they are now."""
+
+    def fit(raw: dict[str, Any]) -> None:
+        for item in raw["files"]:
+            content = (directory / item["path"]).read_bytes()
+            item |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    change_manifest(directory, fit)
+
+
 def test_what_is_no_bundle_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
     for path, message in ((tmp_path / "absent", "no such bundle"), (tmp_path / "file", "neither"), (tmp_path, "no manifest")):
@@ -309,5 +361,41 @@ def test_an_unknown_target_names_the_known_ones(bundle_at: MakeBundle) -> None:
 
 
 def test_no_variant_that_runs_here_is_an_environment_fault(bundle_at: MakeBundle) -> None:
-    with pytest.raises(EnvironmentFault, match="npu-name"):
+    with pytest.raises(EnvironmentFault, match=r"npu-name: engine 'npu' is not known \(update PocketVLM, or export"):
         with_variants(Bundle.open(bundle_at()), "npu").variant()
+
+
+def for_the_npu(bundle: Bundle, *, shared: bool = False) -> Bundle:
+    """With one variant, for an SM8750; `shared`: the decoder's binaries share weights."""
+    (variant,) = with_variants(bundle, NPU_ENGINE).manifest.variants
+    options = {"shared_weights": "1"} if shared else {}
+    stages = {name: replace(variant.stages[name], engine=NPU_ENGINE, engine_options=options) for name in ("prefill", "decode")}
+    variant = replace(variant, target="qnn:SM8750", device=DeviceSpec("SM8750", 69, 79, "2.50.40"))
+    variant = replace(variant, stages={**variant.stages, **stages})
+    return Bundle(bundle.directory, replace(bundle.manifest, variants=(variant,)))
+
+
+@pytest.mark.parametrize(
+    ("here", "shared", "hint"),
+    [
+        ({"package": False}, False, r"pip install 'pocketvlm\[qnn\]'.*, or export the checkpoint for ort-cpu"),
+        ({}, False, "target qnn:SM8750 asks for the emulation, which takes minutes for an answer, or export the"),
+        ({}, True, r"run it on a SM8750, or export with qnn\.weight_sharing: false, or export the checkpoint for ort-cpu"),
+        ({"soc": "SM8550"}, False, "export it for qnn:SM8550 or ort-cpu, or"),
+        ({"qairt": "2.40.0"}, False, "install a newer onnxruntime-qnn here"),
+    ],
+)
+def test_where_no_variant_runs_the_hints_are_those_of_the_reasons(
+    bundle_at: MakeBundle, monkeypatch: pytest.MonkeyPatch, here: dict[str, Any], shared: bool, hint: str
+) -> None:
+    if not here.get("package", True):
+        monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
+    else:
+        monkeypatch.setitem(sys.modules, "onnxruntime_qnn", ModuleType("onnxruntime_qnn"))
+        monkeypatch.setattr(devices, "qairt_version", lambda: here.get("qairt", "2.50.40"))
+    for module in ("bundle", "devices"):
+        monkeypatch.setattr(f"pocketvlm.runtime.{module}.emulated", lambda: "soc" not in here)
+    monkeypatch.setattr(devices, "soc_name", lambda: here.get("soc"))
+    with pytest.raises(EnvironmentFault, match="no variant of the bundle runs here: onnxruntime-qnn-name: ") as caught:
+        for_the_npu(Bundle.open(bundle_at()), shared=shared).variant()
+    assert re.match(hint, caught.value.hint), caught.value.hint

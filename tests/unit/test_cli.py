@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,8 @@ from PIL import Image
 from pocketvlm import __version__, errors
 from pocketvlm.errors import PocketVLMError, RecipeError, SettingError, UsageError
 from pocketvlm.runtime.chat import ChatStream
-from pocketvlm.toolchain import packages
+from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.toolchain import packages, probe
 from pocketvlm.toolchain.cli import main
 from pocketvlm.toolchain.commands import chat as chat_module
 from pocketvlm.toolchain.commands import run as run_module
@@ -34,6 +35,7 @@ from pocketvlm.toolchain.commands.origin import naming_origin
 from pocketvlm.toolchain.console import Console
 from pocketvlm.toolchain.progress import Progress, RichProgress, SilentProgress
 from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.verify import QualityReport, WholeQuality
 
 BundleAt = Callable[..., Path]
 # After <bot> (4) comes w10 w11 w12 and the end (2).
@@ -236,7 +238,6 @@ def test_run_without_a_prompt_on_a_terminal_is_wrong_usage(
         (["run", "BUNDLE", "w5", "--image", "nowhere.png"], 3, "bad_image"),
         (["run", "BUNDLE", " ".join(["w5"] * 99)], 3, "context_length"),
         (["run", "BUNDLE", "w5", "--target", "other"], 2, "usage"),
-        (["bench", "BUNDLE", "--prompt-tokens", "1"], 2, "usage"),
         (["verify", "BUNDLE"], 3, "bad_bundle"),
         (["inspect", "nowhere"], 3, "bad_checkpoint"),
     ],
@@ -289,6 +290,30 @@ def test_every_exception_becomes_a_line_and_a_code(
     assert detailed.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "package", "extras"),
+    [
+        (["export", "c", "-o", "b"], "torch", "export"),
+        (["export", "c", "-o", "b"], "typer", "export"),
+        (["export", "c", "-o", "b", "--target", "ort-cpu", "--target", "qnn:SM8750"], "torch", "export,qnn"),
+        (["export", "c", "-o", "b", "--target=qnn:SM8750"], "safetensors", "export,qnn"),
+        (["tune", "c", "--target", "qnn:SM8550", "-o", "r.yaml"], "torch", "export,qnn"),
+        (["run", "b", "w5", "--target", "qnn:SM8750+ort-cpu"], "typer", "cli,qnn"),
+        (["run", "b", "w5"], "typer", "cli"),
+    ],
+)
+def test_a_missing_package_is_told_with_all_that_the_command_needs(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], package: str, extras: str
+) -> None:
+    def fail(arguments: object) -> int:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("pocketvlm.toolchain.commands.application.run_command", fail)
+    result = call(*arguments)
+    advice = rf"\(pip install 'pocketvlm\[{extras}\]'; in a clone: '\.\[{extras}\]'\)"
+    result.failed(5, f"the package {package.partition('.')[0]} is not installed {advice}")
+
+
 @pytest.mark.parametrize("arguments", [["run", "BUNDLE", "w5"], ["inspect", "BUNDLE"], ["list", "--json"], ["list", "--help"]])
 def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt, arguments: Sequence[str]) -> None:
     bundle = str(bundle_at(chain=REPLY))
@@ -308,6 +333,28 @@ def test_ctrl_c_ends_with_130(bundle_at: BundleAt) -> None:
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (130, b"error: interrupted\n")
+
+
+def test_sigterm_ends_with_143(bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]})
+    running = process("run", bundle, "w5")
+    assert running.stdout is not None
+    assert running.stdout.read(3) == b"w10"
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (143, b"error: terminated\n")
+
+
+def test_sigterm_ends_a_chat_and_not_one_answer_of_it(bundle_at: BundleAt) -> None:
+    running = process("chat", bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]}), stdin=subprocess.PIPE)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    running.stdin.write(b"w5\nw6\n")
+    running.stdin.flush()
+    assert running.stdout.read(3) == b"w10"
+    running.send_signal(signal.SIGTERM)
+    assert running.communicate(timeout=60)[1] == b"error: terminated\n"
+    assert running.returncode == 143
 
 
 def test_chat_keeps_the_conversation(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,9 +502,57 @@ def test_bench_reports_medians(call: Call, bundle_at: BundleAt, picture: Path) -
     text = call("bench", bundle, *options, "--threads", 1, "--markdown").out
     assert re.search(r"^\| prompt_tokens \| 20 \|$", text, re.MULTILINE)
     assert "ttft_ms" in call("bench", bundle, *options).out
+    short = call("bench", bundle, "--prompt-tokens", 1, "--json")
+    assert (short.code, short.json["error"]["code"]) == (2, "usage")
     too_long = call("bench", bundle, "--prompt-tokens", 64)
     assert (too_long.code, too_long.out) == (2, "")
     assert "--prompt-tokens 64 does not fit into the bundle's 64 positions (give fewer)" in too_long.err
+
+
+def test_bench_of_one_run_has_no_deviation(call: Call, bundle_at: BundleAt) -> None:
+    bundle = bundle_at(chain=REPLY)
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 1]
+    for form in ([], ["--markdown"]):
+        text = call("bench", bundle, *options, *form).out
+        assert "one run" in text
+        assert "±" not in text
+    found = call("bench", bundle, *options, "--json").json
+    assert found["results"]["text"]["ttft_ms"]["sd"] is None
+
+
+def test_bench_tells_its_progress(call: Call, bundle_at: BundleAt, picture: Path) -> None:
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 3]
+    assert call("bench", bundle_at(chain=REPLY), "--image", picture, *options).err.splitlines() == [
+        "find the length of the prompt",
+        "image cold: one run to warm up and 3 to measure",
+        "image encoded: one run to warm up and 3 to measure",
+    ]
+
+
+def test_bench_of_an_emulated_npu_says_so_everywhere(call: Call, bundle_at: BundleAt, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "emulated on this computer: says nothing about a phone"
+    bundle = bundle_at(chain=REPLY)
+    options = ["--prompt-tokens", 20, "--new-tokens", 4, "--repetitions", 2]
+    here = call("bench", bundle, *options, "--json")
+    assert (here.json["emulated"], here.json["backend_actual"]) == (False, "fake-cpu (fake)")
+    assert set(here.json["stages"].values()) == {"fake"}
+    assert told not in here.out + here.err
+    # The scripted engine takes the NPU's place.
+    monkeypatch.setattr("pocketvlm.runtime.placement.NPU_ENGINE", "fake")
+    monkeypatch.setattr("pocketvlm.runtime.placement.emulated", lambda: True)
+    result = call("bench", bundle, *options, "--json")
+    assert result.json["emulated"] is True
+    assert result.json["backend_actual"] == "fake-cpu (fake, emulated)"
+    assert result.json["stages"].keys() >= {"patch_embed", "vision_encoder", "decode"}
+    assert set(result.json["stages"].values()) == {"fake, emulated"}
+    assert told in result.json["note"]
+    assert result.err.startswith(f"warning: fake-cpu (fake, emulated): {told}, and an answer may take minutes\n")
+    for what in ("warmed up", "run 1 of 2", "run 2 of 2"):
+        assert re.search(rf"^text: {what}, \d+ s$", result.err, re.MULTILINE)
+    for form in ([], ["--markdown"]):
+        text = call("bench", bundle, *options, *form).out
+        assert told in text.splitlines()[0]
+        assert told in text.splitlines()[-1]
 
 
 def test_bench_measures_without_caches(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,7 +576,7 @@ def test_summarise_gives_median_and_sample_deviation() -> None:
 
     runs: Any = [Run(value) for value in (1.0, 5.0, 3.0, 11.0)]
     assert summarise(runs) == {"ttft_ms": {"median": 4.0, "sd": pytest.approx(float(np.std([1, 5, 3, 11], ddof=1)))}}
-    assert summarise(runs[:1]) == {"ttft_ms": {"median": 1.0, "sd": 0.0}}
+    assert summarise(runs[:1]) == {"ttft_ms": {"median": 1.0, "sd": None}}
 
 
 def test_inspect_a_bundle(call: Call, bundle_at: BundleAt) -> None:
@@ -620,13 +715,66 @@ def test_a_recipe_is_named_in_errors_about_the_files_that_it_names() -> None:
 
 
 def test_verify_prints_what_was_found(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"files": 7, "variants": {"cpu": {"prefill": 0.999912345}}, "not_run": {"npu": "it is for another device"}}
-    monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path: found)
+    reasons = {"prefill": "it shares weights", "decode": "it shares weights", "lm_head": "no numbers"}
+    found = {
+        "files": 7,
+        "variants": {"cpu": {"prefill": 0.999912345}, "npu": {"connector": 0.5}},
+        "not_run": {"npu": reasons, "other": {"connector": "it is for another device"}},
+    }
+    monkeypatch.setattr("pocketvlm.toolchain.commands.verify.verify_bundle", lambda path, progress: found)
     assert call("verify", "bundle", "--json").json == found
     text = call("verify", "bundle").out
     assert "7 files" in text
     assert "0.999912" in text
-    assert "npu: not run here: it is for another device" in text
+    assert "\ncpu: 1 of 1 stages compared\n" in text
+    assert "\nnpu: 1 of 4 stages compared; not: prefill, decode (it shares weights); not: lm_head (no numbers)\n" in text
+    assert "\nother: 0 of 1 stages compared; not: connector (it is for another device)\n" in text
+
+
+def verifiable(directory: Path, contract: Any, engines: dict[str, str]) -> Path:
+    """With a report of what the scripted engine gives; then some stages get other engines."""
+    manifest = parse_manifest((directory / "manifest.json").read_text())
+    (variant,) = manifest.variants
+    quality = QualityReport({}, WholeQuality(1, 0.0, 1.0, 1.0, 1.0), probe.record(variant, directory))
+    (directory / "report.json").write_text(json.dumps({"variants": {"cpu": quality.to_json()}}))
+    changed = {name: replace(variant.stages[name], engine=engine) for name, engine in engines.items()}
+    variant = replace(variant, stages={**variant.stages, **changed})
+    contract.write_manifest(directory, replace(manifest, variants=(variant,)))
+    return directory
+
+
+def test_verify_compares_what_can_run(call: Call, bundle_at: BundleAt, contract: Any) -> None:
+    whole = call("verify", verifiable(bundle_at(), contract, {}))
+    assert whole.code == 0
+    assert "cpu: 6 of 6 stages compared\n" in whole.out
+    stages = ["patch_embed", "vision_encoder", "connector", "embed_tokens", "prefill", "decode"]
+    assert whole.err.splitlines() == [f"cpu: {stage} ({number} of 6)" for number, stage in enumerate(stages, 1)]
+    partly = verifiable(bundle_at(), contract, {"vision_encoder": "npu", "decode": "npu"})
+    result = call("verify", partly)
+    assert result.code == 0
+    # Prefill and decode are one loop.
+    assert (
+        "cpu: 3 of 6 stages compared; not: vision_encoder, prefill, decode (engine 'npu' is not known; update PocketVLM)\n"
+        in result.out
+    )
+    found = call("verify", partly, "--json").json
+    assert found["variants"] == {"cpu": {"patch_embed": 1.0, "connector": 1.0, "embed_tokens": 1.0}}
+    assert list(found["not_run"]["cpu"]) == ["vision_encoder", "prefill", "decode"]
+
+
+def test_verify_that_has_compared_nothing_is_no_success(call: Call, bundle_at: BundleAt, contract: Any) -> None:
+    nothing = verifiable(bundle_at(), contract, dict.fromkeys(contract.decoder_stages(contract.kv_spec()), "npu"))
+    assert call("verify", nothing).code == 0
+    every = [*contract.vision_stages(), *contract.decoder_stages(contract.kv_spec())]
+    nothing = verifiable(bundle_at(), contract, dict.fromkeys(every, "npu"))
+    call("verify", nothing).failed(5, r"no stage can be compared, since none runs here: engine 'npu' is not known \(update")
+    assert call("verify", nothing, "--json").json["error"]["code"] == "environment"
+
+
+def test_a_probe_of_nothing_but_zeros_agrees_with_itself() -> None:
+    assert probe.compare({"lm_head": [0.0, 0.0]}, {"lm_head": (0.0, 0.0)}) == {"lm_head": 1.0}
+    assert probe.compare({"lm_head": [0.0, 0.0]}, {"lm_head": (0.0, 1.0)}) == {"lm_head": 0.0}
+    assert probe.compare({}, {"lm_head": (0.0, 1.0)}) == {"lm_head": 0.0}
 
 
 def test_list_gives_the_registries(call: Call) -> None:
@@ -708,6 +856,7 @@ def test_an_interrupt_that_an_extension_turned_into_another_error(
     assert main(["list"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")

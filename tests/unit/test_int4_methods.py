@@ -113,6 +113,7 @@ def test_a_scheme_is_worked_out_once_and_only_when_asked_for(tmp_path: Path) -> 
     weights, sequences = tiny()
     begun: list[str] = []
     resumed: list[int] = []
+    taken: list[str] = []
 
     def note(name: str, steps: int) -> distill.Advance:
         begun.append(name)
@@ -120,18 +121,26 @@ def test_a_scheme_is_worked_out_once_and_only_when_asked_for(tmp_path: Path) -> 
 
     def quantizer() -> DecoderQuantizer:
         return DecoderQuantizer(
-            SPEC, weights.__getitem__, "distill", sequences, note, Kept(tmp_path, []), lambda: resumed.append(1)
+            SPEC,
+            weights.__getitem__,
+            "distill",
+            sequences,
+            note,
+            Kept(tmp_path, [], taken.append),
+            lambda: resumed.append(1),
         )
 
     decoder = quantizer()
     assert begun == []
     assert decoder(SCHEMES["block"]) is decoder(WeightScheme())
-    assert (begun, resumed) == (["GPTQ", "distillation"], [1])
+    works = ("GPTQ of the decoder", "distillation of the decoder")
+    assert (begun, resumed) == ([f"{work}: INT4, in blocks of 32" for work in works], [1])
     first = decoder(SCHEMES["channel"])
-    assert (begun, resumed) == (["GPTQ", "distillation"] * 2, [1, 1])
-    # The next export takes what this one has kept.
+    assert begun[2:] == [f"{work}: INT4, one scale a channel" for work in works]
+    assert (resumed, taken) == ([1, 1], [])
+    # The next export takes what this one has kept, and says so.
     again = quantizer()(SCHEMES["channel"])
-    assert len(begun) == 4
+    assert (len(begun), len(resumed), taken) == (4, 2, begun[2:])
     for name in ("decoder.layers.0.q", "decoder.layers.1.down"):
         one, other = first.blocks(name), again.blocks(name)
         np.testing.assert_array_equal(one.dequantize(), other.dequantize())

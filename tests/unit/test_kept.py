@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pocketvlm.toolchain.kept import Kept, digest_of
+from pocketvlm.errors import Cancelled, EnvironmentFault, GateError
+from pocketvlm.toolchain.export import _how_to_go_on, _telling_what_is_kept, work_path
+from pocketvlm.toolchain.interrupts import Terminated
+from pocketvlm.toolchain.kept import COMPILED, RESULTS, Kept, digest_of, what_is_kept
+from pocketvlm.toolchain.progress import SilentProgress
 
 
 def test_results_come_back_in_every_bit(tmp_path: Path) -> None:
@@ -59,3 +63,84 @@ def test_digests_tell_values_shapes_and_types_apart() -> None:
     assert len({digest_of([array]) for array in (zeros, *others)}) == 5
     assert digest_of([zeros, zeros]) != digest_of([np.zeros(8, np.float32)])
     assert digest_of([zeros]) == digest_of([zeros.copy()])
+
+
+def compiled(work: Path, name: str) -> None:
+    folder = work / "compiled" / name
+    folder.mkdir(parents=True)
+    (folder / COMPILED).touch()
+
+
+def test_what_a_folder_of_work_holds_is_told_in_words(tmp_path: Path) -> None:
+    assert what_is_kept(tmp_path / "nowhere") == ""
+    (tmp_path / "graphs").mkdir()
+    compiled(tmp_path, "a.partial")
+    assert what_is_kept(tmp_path) == ""
+    compiled(tmp_path, "a")
+    assert what_is_kept(tmp_path) == "1 compiled part"
+    compiled(tmp_path, "b")
+    kept = Kept(tmp_path / RESULTS, [])
+    for name in ("gptq", "distilled"):
+        kept.keep_arrays(name, [], {"x": np.zeros(2)})
+    kept.keep_pairs("ranges", ["vision"], {})
+    kept.keep_pairs("ranges", ["decoder"], {})
+    assert what_is_kept(tmp_path) == "2 compiled parts, the quantized decoder, ranges"
+
+
+def test_what_need_not_be_worked_out_again_is_told(tmp_path: Path) -> None:
+    told: list[str] = []
+    kept = Kept(tmp_path, [], told.append)
+    kept.keep_arrays("gptq", [], {"x": np.zeros(2)})
+    kept.keep_pairs("ranges", [], {})
+    assert kept.arrays("gptq", ["other"]) is None
+    assert kept.pairs("ranges", ["other"]) is None
+    assert told == []
+    kept.arrays("gptq", [], "GPTQ: per channel")
+    kept.arrays("gptq", [])
+    kept.pairs("ranges", [])
+    assert told == ["GPTQ: per channel", "gptq", "ranges"]
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [
+        (KeyboardInterrupt(), "the same command goes on with it"),
+        (Terminated(), "the same command goes on with it"),
+        (Cancelled("interrupted"), "the same command goes on with it"),
+        (GateError("top-1 agreement 0.1 < 0.9"), "after you have changed the recipe (-c), the same command goes on with it"),
+        (
+            EnvironmentFault("the compiler failed", "set qnn.layers_per_part lower, or close other programs"),
+            "after you have changed the recipe (-c), the same command goes on with it",
+        ),
+        (EnvironmentFault("not enough disk space", "free some space"), "when that is mended, the same command goes on with it"),
+        (MemoryError(), "when that is mended, the same command goes on with it"),
+    ],
+)
+def test_after_a_failure_the_way_to_go_on_is_one_that_leads_on(error: BaseException, how: str) -> None:
+    assert _how_to_go_on(error) == how
+
+
+def test_what_is_left_is_told_only_where_something_is(tmp_path: Path) -> None:
+    class Notes(SilentProgress):
+        def note(self, text: str) -> None:
+            lines.append(text)
+
+    lines: list[str] = []
+    work = work_path(tmp_path / "bundle")
+
+    def fail() -> None:
+        lines.clear()
+        with pytest.raises(GateError), _telling_what_is_kept(tmp_path / "bundle", Notes()):
+            raise GateError("missed")
+
+    fail()
+    assert lines == []
+    (work / "graphs").mkdir(parents=True)
+    fail()
+    assert lines == [f"left in {work}: files on the way; an export to the same place that succeeds removes them"]
+    compiled(work, "a")
+    fail()
+    assert lines == [
+        f"an earlier export has left in {work}: 1 compiled part; what still fits is taken",
+        f"kept in {work}: 1 compiled part; after you have changed the recipe (-c), the same command goes on with it",
+    ]

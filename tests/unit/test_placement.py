@@ -108,9 +108,11 @@ def test_only_the_stages_in_use_must_run_here(
     mixed = bundle.variant("qnn:SM8750+ort-cpu")
     assert mixed.engine_of("vision_encoder") == ("onnxruntime-qnn", {"soc_model": "69"})
     assert mixed.device == DEVICE
-    for target in ("qnn:SM8750", "ort-cpu+qnn:SM8750"):
-        with pytest.raises(EnvironmentFault, match="share weights"):
+    for target, instead in (("qnn:SM8750", r"qnn:SM8750\+ort-cpu"), ("ort-cpu+qnn:SM8750", "ort-cpu")):
+        with pytest.raises(EnvironmentFault, match=rf"share weights.*\(target {instead} runs here, .*; or run it on a SM8750"):
             bundle.variant(target)
+    with pytest.raises(EnvironmentFault, match=r"share weights.*\(run it on a SM8750, or"):
+        Bundle(opened.directory, replace(opened.manifest, variants=variants[:1])).variant("qnn:SM8750")
     monkeypatch.setattr(devices, "qairt_version", lambda: "2.49.0")
     with pytest.raises(EnvironmentFault, match="which is older"):
         bundle.variant("qnn:SM8750+ort-cpu")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pocketvlm import __version__
-from pocketvlm.errors import Cancelled, UsageError
+from pocketvlm.errors import UsageError
 from pocketvlm.toolchain.commands.options import (
     BundlePath,
     CheckpointName,
@@ -25,6 +25,7 @@ from pocketvlm.toolchain.commands.options import (
     path_of,
     text_of,
 )
+from pocketvlm.toolchain.interrupts import Terminated, cancelled
 from pocketvlm.toolchain.recipe import MAX_CHUNK, MAX_CONTEXT
 
 app = typer.Typer(
@@ -52,6 +53,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     try:
         return app(args=list(arguments), prog_name="pocketvlm", standalone_mode=False) or 0
+    except Terminated:
+        raise
     except SystemExit as error:
         # Typer's own answer to a closed pipe, when it prints help; no command exits this way.
         raise ReaderGoneError from error
@@ -69,7 +72,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except BrokenPipeError as error:
                 raise ReaderGoneError from error
             except KeyboardInterrupt as error:
-                raise Cancelled("interrupted") from error
+                raise cancelled() from error
 
         app.command(name, cls=OnceCommand)(call)
         return call
@@ -281,7 +284,11 @@ def _inspect(
 
 @_command("verify")
 def _verify(bundle: BundlePath, as_json: Json = False, debug: Debug = False) -> None:
-    """Check hashes, schema, and every stage's numbers."""
+    """Check hashes, schema, and every stage's numbers.
+
+    A stage that cannot run here (one for another device, or one that the emulation of its device cannot run) is named and
+    not compared. Exit code 4: a stage gives other numbers than at export; 5: not one stage can run here.
+    """
     from pocketvlm.toolchain.commands.verify import verify
 
     verify(bundle, as_json)

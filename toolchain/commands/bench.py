@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from pocketvlm.errors import UsageError
 from pocketvlm.runtime.encoding import EncodedImage
 from pocketvlm.runtime.image import load_image
 from pocketvlm.runtime.metrics import Metrics
+from pocketvlm.runtime.placement import backend_name, is_emulated, stage_engines
 from pocketvlm.runtime.session import VlmSession
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_table
+from pocketvlm.toolchain.progress import Progress, RichProgress
 
 Format = Literal["json", "markdown", "table"]
 
@@ -36,6 +39,10 @@ _MEASURED = (
 )
 _MARK = 16
 _EXCLUDED = "load_ms and one run that warms up are not part of the other figures"
+_EMULATED = "emulated on this computer: says nothing about a phone"
+
+# Name of a figure -> median, and the sample standard deviation of more than one run.
+Figures = dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,23 @@ class Settings:
     repetitions: int
     threads: int | None
     image: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What was measured.
+
+    Attributes:
+        backend_actual: as the metrics have it.
+        stages: the engine of each graph.
+        emulated: whether one of them runs on an emulation of its device.
+    """
+
+    model: str
+    variant: str
+    backend_actual: str
+    stages: dict[str, str]
+    emulated: bool
 
 
 def bench(
@@ -63,14 +87,21 @@ def bench(
         PocketVLMError: see `VlmSession`.
     """
     settings = Settings(prompt_tokens, new_tokens, repetitions, threads, image.name if image else None)
-    with VlmSession.open(bundle, target=target, threads=threads) as session:
+    with RichProgress() as progress, VlmSession.open(bundle, target=target, threads=threads) as session:
+        variant = session.variant
+        subject = Subject(
+            session.manifest.model.name, variant.name, backend_name(variant), stage_engines(variant), is_emulated(variant)
+        )
         asked = _Questions(session, new_tokens)
         capacity = session.variant.kv_cache.capacity
         if prompt_tokens + 1 > capacity:
             raise UsageError(
                 f"--prompt-tokens {prompt_tokens} does not fit into the bundle's {capacity} positions", "give fewer"
             )
-        asked.fit(prompt_tokens)
+        if subject.emulated:
+            progress.note(f"warning: {subject.backend_actual}: {_EMULATED}, and an answer may take minutes")
+        progress.stage("find the length of the prompt", 2)
+        asked.fit(prompt_tokens, progress.advance)
         cases: dict[str, Callable[[], Metrics]] = {"text": lambda: asked.ask(None)}
         if image is not None:
             pictures = _Pictures(load_image(image, session.manifest.image), image)
@@ -78,21 +109,31 @@ def bench(
                 "image cold": lambda: asked.ask(session.encode(pictures.next())),
                 "image encoded": lambda: asked.ask(_finished(session.encode(pictures.next()))),
             }
-        results = {}
-        for name, measure in cases.items():
-            measure()
-            results[name] = [measure() for _ in range(repetitions)]
-        model, variant = session.manifest.model.name, session.variant.name
-    _print(form, model, variant, settings, {name: summarise(runs) for name, runs in results.items()})
+        results = {name: _runs(name, measure, repetitions, subject, progress) for name, measure in cases.items()}
+    _print(form, subject, settings, {name: summarise(runs) for name, runs in results.items()})
 
 
-def summarise(runs: list[Metrics]) -> dict[str, dict[str, float]]:
-    """Median and sample standard deviation of every figure that the system tells."""
-    found = {}
+def _runs(name: str, measure: Callable[[], Metrics], repetitions: int, subject: Subject, progress: Progress) -> list[Metrics]:
+    """Warm up and measure."""
+    found = []
+    progress.stage(f"{name}: one run to warm up and {repetitions} to measure", repetitions + 1)
+    for number in range(repetitions + 1):
+        start = time.perf_counter()
+        found.append(measure())
+        if subject.emulated:
+            what = f"run {number} of {repetitions}" if number else "warmed up"
+            progress.note(f"{name}: {what}, {time.perf_counter() - start:.0f} s")
+        progress.advance(1)
+    return found[1:]
+
+
+def summarise(runs: list[Metrics]) -> Figures:
+    """Median and sample standard deviation of every figure that the system tells; one run has no deviation."""
+    found: Figures = {}
     for name in _MEASURED:
         values = [float(getattr(run, name)) for run in runs if getattr(run, name) is not None]
         if values:
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            deviation = statistics.stdev(values) if len(values) > 1 else None
             found[name] = {"median": statistics.median(values), "sd": deviation}
     return found
 
@@ -106,10 +147,12 @@ class _Questions:
         self._words = 1
         self._asked = 0
 
-    def fit(self, wanted: int) -> None:
-        """Find how many words give a text prompt of about `wanted` positions."""
+    def fit(self, wanted: int, advance: Callable[[int], None]) -> None:
+        """Find how many words give a text prompt of about `wanted` positions, by two answers."""
         many = 2 * len(_WORDS)
-        few_tokens, many_tokens = self._measure(1), self._measure(1 + many)
+        few_tokens = self._measure(1)
+        advance(1)
+        many_tokens = self._measure(1 + many)
         per_word = (many_tokens - few_tokens) / many
         if wanted < few_tokens:
             raise UsageError(
@@ -159,25 +202,29 @@ def _finished(image: EncodedImage) -> EncodedImage:
     return image
 
 
-def _print(form: Format, model: str, variant: str, settings: Settings, results: dict[str, dict[str, dict[str, float]]]) -> None:
+def _print(form: Format, subject: Subject, settings: Settings, results: dict[str, Figures]) -> None:
+    note = f"{_EMULATED}; {_EXCLUDED}" if subject.emulated else _EXCLUDED
     if form == "json":
-        print_json({"model": model, "variant": variant, "settings": asdict(settings), "note": _EXCLUDED, "results": results})
+        print_json({**asdict(subject), "settings": asdict(settings), "note": note, "results": results})
         return
     names = [name for name in _MEASURED if any(name in figures for figures in results.values())]
     rows = [[name, *(_cell(figures.get(name)) for figures in results.values())] for name in names]
     threads = f"{settings.threads} threads" if settings.threads else "the engine's threads"
-    title = f"{model}, {variant}, {threads}: median ± sd of {settings.repetitions} runs"
+    count = "one run" if settings.repetitions == 1 else f"median ± sd of {settings.repetitions} runs"
+    title = f"{subject.model}, {subject.backend_actual}, {threads}: {count}"
+    if subject.emulated:
+        title += f", {_EMULATED}"
     if form == "table":
         print_table(title, ["", *results], rows)
-        print_line(_EXCLUDED)
+        print_line(note)
         return
     print_line(f"{title}\n\n| | {' | '.join(results)} |\n|---|{'---:|' * len(results)}")
     for row in rows:
         print_line(f"| {' | '.join(row)} |")
-    print_line(f"\n{_EXCLUDED}")
+    print_line(f"\n{note}")
 
 
-def _cell(figure: dict[str, float] | None) -> str:
+def _cell(figure: dict[str, float | None] | None) -> str:
     if figure is None:
         return ""
     # What was measured once, or is always the same, has no spread.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> None:
     from pocketvlm.toolchain.verify import REPORT_NAME, read_report
 
-    bundle = Bundle.open(path, verify=False)
-    try:
+    with closing(Bundle.open(path, verify=False)) as bundle, bundle.named():
         manifest = bundle.manifest
         for variant in manifest.variants:
             check_sizes(manifest, variant)
@@ -73,8 +73,6 @@ def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> 
             return
         sizes = {item.path: item.bytes for item in manifest.files}
         report = read_report(bundle) if REPORT_NAME in sizes else {}
-    finally:
-        bundle.close()
     found = {
         "kind": "bundle",
         "schema": to_json(manifest.schema),

@@ -22,6 +22,8 @@ Method = Literal["rtn", "gptq", "distill"]
 # Begins a part of the work with so many steps; what it returns is called with 1 after each.
 Begin = Callable[[str, int], Callable[[int], None]]
 _PARTS = ("codes", "scales", "zeros")
+# What progress calls the steps.
+_GPTQ, _DISTILLATION = "GPTQ of the decoder", "distillation of the decoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +56,19 @@ def quantize(
         return QuantizedDecoder(lambda name: scheme.round(weights(f"{name}.weight")), weights, method)
     seen = digest_of(sequence.numpy() for sequence in sequences)
     on = [spec, scheme, seen]
-    known = _known(kept, "gptq", on, scheme)
+    known = _known(kept, "gptq", on, scheme, _GPTQ)
     if known is None:
         layer = DECODERS.load(spec.kind).layer
-        blocks = gptq.quantize_decoder(spec, layer, weights, sequences, scheme, begin("GPTQ", spec.layers))
+        blocks = gptq.quantize_decoder(spec, layer, weights, sequences, scheme, begin(f"{_GPTQ}: {scheme}", spec.layers))
         known = distill.Tuned(blocks, {})
         _keep(kept, "gptq", on, known)
     if method == "distill":
         start = known.blocks
         rates = distill.Rates()
-        known = _known(kept, "distilled", [*on, rates], scheme)
+        known = _known(kept, "distilled", [*on, rates], scheme, _DISTILLATION)
         if known is None:
-            known = distill.tune(spec, weights, start, sequences, scheme, rates, begin("distillation", rates.steps))
+            told = f"{_DISTILLATION}: {scheme}"
+            known = distill.tune(spec, weights, start, sequences, scheme, rates, begin(told, rates.steps))
             _keep(kept, "distilled", [*on, rates], known)
     return QuantizedDecoder(known.blocks.__getitem__, distill.overlaid(weights, known.norms), f"{method} {seen}")
 
@@ -79,8 +82,8 @@ def _keep(kept: Kept | None, name: str, on: list[object], result: distill.Tuned)
     kept.keep_arrays(name, on, arrays | {f"{norm}/norm": value.numpy() for norm, value in result.norms.items()})
 
 
-def _known(kept: Kept | None, name: str, on: list[object], scheme: WeightScheme) -> distill.Tuned | None:
-    arrays = None if kept is None else kept.arrays(name, on)
+def _known(kept: Kept | None, name: str, on: list[object], scheme: WeightScheme, work: str) -> distill.Tuned | None:
+    arrays = None if kept is None else kept.arrays(name, on, f"{work}: {scheme}")
     if arrays is None:
         return None
     blocks: dict[str, BlockWeights] = {}
@@ -100,7 +103,7 @@ class DecoderQuantizer:
     """Callable: scheme -> the decoder in that scheme, the same object for the same scheme.
 
     Args: as `quantize`.
-        resume: called when a scheme has been worked out, since `begin` has ended what was going on before.
+        resume: called when a scheme has been worked out, where `begin` has ended what was going on before.
     """
 
     def __init__(
@@ -119,6 +122,13 @@ class DecoderQuantizer:
 
     def __call__(self, scheme: WeightScheme) -> QuantizedDecoder:
         if scheme not in self._done:
-            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, self._begin, self._kept)
-            self._resume()
+            begun: list[str] = []
+
+            def begin(name: str, steps: int) -> Callable[[int], None]:
+                begun.append(name)
+                return self._begin(name, steps)
+
+            self._done[scheme] = quantize(*self._arguments, scheme, self._sequences, begin, self._kept)
+            if begun:
+                self._resume()
         return self._done[scheme]

@@ -39,6 +39,11 @@ class WeightScheme:
         if self.granularity != "block" and not self.symmetric:
             raise ValueError(f"weights per {self.granularity} are symmetric")
 
+    def __str__(self) -> str:
+        """For people: "INT4, LPBQ in blocks of 32"."""
+        shared = {"block": "", "channel": "one scale a channel", "lpbq": "LPBQ "}[self.granularity]
+        return f"INT{self.bits}, {shared}" + ("" if self.granularity == "channel" else f"in blocks of {self.block_size}")
+
     def block_of(self, inputs: int) -> int:
         """Inputs that share a scale in a matrix with `inputs` of them."""
         return inputs if self.granularity == "channel" else self.block_size

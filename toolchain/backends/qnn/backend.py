@@ -86,8 +86,12 @@ class Qnn:
         binaries = variants.binaries(job)
         compiler = Compiler(self._options(recipe), job.work / "compiled", _memory(recipe))
         job.progress.stage(f"compile for {self._soc.name}", len(binaries))
+        sources = {binary.name: ([graph.path for graph in binary.graphs], [binary.data]) for binary in binaries}
+        known = sum(compiler.has(*files) for files in sources.values())
+        if known:
+            job.progress.note(f"going on: {known} of {len(binaries)} parts had been compiled for {self._soc.name} before")
         for binary in binaries:
-            found = made[binary.name] = compiler.compile(binary.name, [graph.path for graph in binary.graphs], [binary.data])
+            found = made[binary.name] = compiler.compile(binary.name, *sources[binary.name])
             place(found.binary, job.folder / f"{binary.name}.bin")
             for graph, context in zip(binary.graphs, found.contexts, strict=True):
                 _write_context(context, job.folder / f"{graph.stage}.onnx", f"{binary.name}.bin")

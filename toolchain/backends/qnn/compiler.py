@@ -28,8 +28,8 @@ from pocketvlm.errors import EnvironmentFault, GateError
 from pocketvlm.runtime.engines.qnn_provider import PACKAGE
 from pocketvlm.toolchain.backends.qnn.socs import SOCS, Soc
 from pocketvlm.toolchain.disk import full_error, is_nearly_full
+from pocketvlm.toolchain.kept import COMPILED
 
-_RESULT = "compiled.json"
 _SOURCES = "sources"
 _POLL_SECONDS = 0.2
 # The compiler's highest level.
@@ -95,7 +95,7 @@ class Compiler:
             EnvironmentFault: the compiler failed, or took more memory than it may.
             OSError: the disk is full.
         """
-        folder = self._store / self._key(graphs, data)
+        folder = self._folder(graphs, data)
         found = _finished(folder)
         if found is not None:
             return found
@@ -124,20 +124,24 @@ class Compiler:
             "seconds": result["seconds"],
             "peak_bytes": peak,
         }
-        (partial / _RESULT).write_text(json.dumps(made), encoding="utf-8")
+        (partial / COMPILED).write_text(json.dumps(made), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         finished = _finished(folder)
         assert finished is not None
         return finished
 
-    def _key(self, graphs: Sequence[Path], data: Sequence[Path]) -> str:
+    def has(self, graphs: Sequence[Path], data: Sequence[Path]) -> bool:
+        """Whether an earlier export has compiled them."""
+        return _finished(self._folder(graphs, data)) is not None
+
+    def _folder(self, graphs: Sequence[Path], data: Sequence[Path]) -> Path:
         digest = hashlib.sha256()
         versions = [importlib.metadata.version(package) for package in ("onnxruntime", PACKAGE)]
         digest.update(json.dumps([_FORMAT, *versions, self._options]).encode())
         for path in (*graphs, *data):
             digest.update(_sha256(path).encode())
-        return digest.hexdigest()[:32]
+        return self._store / digest.hexdigest()[:32]
 
 
 def _sha256(path: Path) -> str:
@@ -157,7 +161,7 @@ def place(source: Path, target: Path) -> None:
 
 def _finished(folder: Path) -> Compiled | None:
     try:
-        made = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+        made = json.loads((folder / COMPILED).read_text(encoding="utf-8"))
         contexts = tuple(folder / name for name in made["contexts"])
         binary = folder / made["binary"]
         if _sha256(binary) != made["sha256"] or not all(context.is_file() for context in contexts):
