@@ -30,7 +30,7 @@ from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain import decoders
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.decoders import DECODERS
-from pocketvlm.toolchain.export import describe
+from pocketvlm.toolchain.prepare import describe
 from pocketvlm.toolchain.quantize import calibration_text, distill, gptq
 from pocketvlm.toolchain.quantize.block import BlockWeights
 from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH, held_out_text

@@ -35,8 +35,8 @@ def eager(path: Path) -> Answer:
     from pocketvlm.runtime.image import load_image, make_tiles
     from pocketvlm.runtime.tiling import plan_tiles
     from pocketvlm.toolchain.checkpoint import Checkpoint
-    from pocketvlm.toolchain.export import prepare
     from pocketvlm.toolchain.model import EagerModel
+    from pocketvlm.toolchain.prepare import prepare
     from pocketvlm.toolchain.quantize.calibration import arrange, splice
     from pocketvlm.toolchain.recipe import ExportRecipe
 

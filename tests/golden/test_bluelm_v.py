@@ -16,8 +16,9 @@ from pocketvlm.errors import GateError, RecipeError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.prompt import PromptTokens
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.export import export_checkpoint, prepare
+from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.prepare import prepare
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import encode_image, splice
 from pocketvlm.toolchain.recipe import Calibration, ExportRecipe, Thresholds

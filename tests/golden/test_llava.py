@@ -17,8 +17,9 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from pocketvlm.errors import CheckpointError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.export import export_checkpoint, prepare
+from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.prepare import prepare
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.quantize.calibration import encode_image
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe

@@ -38,12 +38,14 @@ from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.export import Prepared, export_checkpoint, prepare, work_path
+from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.model import EagerModel
+from pocketvlm.toolchain.prepare import Prepared, prepare
 from pocketvlm.toolchain.progress import Progress, SilentProgress
 from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
+from pocketvlm.toolchain.resume import work_path
 from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
 from pocketvlm.toolchain.verify import verify_bundle
 

@@ -19,7 +19,7 @@ from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.commands.tune import recipe_text, tune
-from pocketvlm.toolchain.export import Prepared, prepare
+from pocketvlm.toolchain.prepare import Prepared, prepare
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
 

@@ -24,7 +24,7 @@ from pocketvlm.toolchain.backends.qnn import compiler
 from pocketvlm.toolchain.backends.qnn.backend import Qnn
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.cli import main
-from pocketvlm.toolchain.export import describe
+from pocketvlm.toolchain.prepare import describe
 from pocketvlm.toolchain.recipe import ExportRecipe
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pocketvlm.errors import Cancelled, EnvironmentFault, GateError
-from pocketvlm.toolchain.export import _how_to_go_on, _telling_what_is_kept, work_path
 from pocketvlm.toolchain.interrupts import Terminated
 from pocketvlm.toolchain.kept import COMPILED, RESULTS, Kept, digest_of, what_is_kept
 from pocketvlm.toolchain.progress import SilentProgress
+from pocketvlm.toolchain.resume import _how_to_go_on, telling_what_is_kept, work_path
 
 
 def test_results_come_back_in_every_bit(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_is_left_is_told_only_where_something_is(tmp_path: Path) -> None:
 
     def fail() -> None:
         lines.clear()
-        with pytest.raises(GateError), _telling_what_is_kept(tmp_path / "bundle", Notes()):
+        with pytest.raises(GateError), telling_what_is_kept(tmp_path / "bundle", Notes()):
             raise GateError("missed")
 
     fail()

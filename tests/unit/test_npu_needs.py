@@ -13,7 +13,7 @@ from pocketvlm.toolchain.backends.qnn.needs import needs
 from pocketvlm.toolchain.backends.qnn.parts import cut
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.checkpoint import Checkpoint
-from pocketvlm.toolchain.export import prepare
+from pocketvlm.toolchain.prepare import prepare
 from pocketvlm.toolchain.recipe import DecoderWeights, ExportRecipe, Qnn
 from pocketvlm.toolchain.spec import ConnectorSpec, DecoderSpec, ModelSpec, RopeSpec, VisionSpec
 

@@ -155,7 +155,7 @@ def _inspect_checkpoint(path: str, size: tuple[int, int] | None, as_json: bool) 
     from pocketvlm.toolchain.backends import BACKENDS
     from pocketvlm.toolchain.checkpoint import Checkpoint
     from pocketvlm.toolchain.estimate import estimate
-    from pocketvlm.toolchain.export import describe
+    from pocketvlm.toolchain.prepare import describe
     from pocketvlm.toolchain.quantize import calibration
     from pocketvlm.toolchain.recipe import ExportRecipe
     from pocketvlm.toolchain.weights import CanonicalWeights

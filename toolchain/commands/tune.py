@@ -37,7 +37,7 @@ def tune(checkpoint: str, target: str, output: Path, config: Path | None, revisi
     recipe = replace(recipe, targets=with_target(recipe.targets, target))
 
     from pocketvlm.toolchain.checkpoint import Checkpoint
-    from pocketvlm.toolchain.export import describe
+    from pocketvlm.toolchain.prepare import describe
     from pocketvlm.toolchain.weights import CanonicalWeights
 
     with (
