@@ -1,4 +1,4 @@
-"""The NPU's graphs: their float form against the eager model, the quantized one on the CPU, and the emulated NPU."""
+"""Bundles for the NPU: what is in them, what runs here and what is refused, and how their export goes on."""
 
 from __future__ import annotations
 
@@ -18,151 +18,24 @@ import onnxruntime
 import pytest
 import skimage.data
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from pocketvlm.errors import BundleError, EnvironmentFault, GateError, UsageError
+from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import StageSpec, manifest_hash
-from pocketvlm.toolchain.backends.onnx_graph import TensorFile
-from pocketvlm.toolchain.backends.qnn import parts
-from pocketvlm.toolchain.backends.qnn.calibrate import mask_scores
-from pocketvlm.toolchain.backends.qnn.compiler import Compiler, compile_options, run_worker
-from pocketvlm.toolchain.backends.qnn.emulation import AGREEMENT, Emulation, agreement, least_agreement, record
-from pocketvlm.toolchain.backends.qnn.float_graph import float_run
-from pocketvlm.toolchain.backends.qnn.graphs import Graph, int4_reader
-from pocketvlm.toolchain.backends.qnn.half_graph import write_half
-from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_qdq
-from pocketvlm.toolchain.backends.qnn.socs import SOCS
-from pocketvlm.toolchain.backends.qnn.static_graph import StaticGraph
-from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Attention
+from pocketvlm.runtime.manifest import manifest_hash
+from pocketvlm.toolchain.backends.qnn.compiler import run_worker
+from pocketvlm.toolchain.backends.qnn.emulation import record
+from pocketvlm.toolchain.backends.qnn.static_ops import Attention
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.export import export_checkpoint
-from pocketvlm.toolchain.model import EagerModel
-from pocketvlm.toolchain.prepare import Prepared, prepare
 from pocketvlm.toolchain.progress import Progress, SilentProgress
-from pocketvlm.toolchain.quantize.block import round_to_nearest
 from pocketvlm.toolchain.quantize.calibration import Conversation
-from pocketvlm.toolchain.recipe import ExportRecipe, Qnn, load_recipe
+from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
 from pocketvlm.toolchain.resume import work_path
-from pocketvlm.toolchain.torch_ops import EagerCache, rotary_table
 from pocketvlm.toolchain.verify import verify_bundle
 
-from .conftest import save_llava
 from .tiny_bluelm_v import TinyBlueLMV
-
-CAPACITY, CHUNK = 64, 8
-CASES = {
-    "clip": {"tower": "clip", "feature_layer": -2, "strategy": "default"},
-    "clip, several layers": {"tower": "clip", "feature_layer": [-1, -3], "strategy": "full", "bias": False},
-    "siglip, tied": {"tower": "siglip", "feature_layer": -1, "strategy": "full", "tied": True},
-}
-Array = NDArray[np.float32]
-
-
-@pytest.fixture(params=list(CASES))
-def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> Prepared:
-    save_llava(tmp_path / "checkpoint", **CASES[request.param])  # type: ignore[arg-type]
-    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
-        found = prepare(checkpoint, ExportRecipe())
-        found.weights.keep_in_memory(1 << 40)
-    return found
-
-
-def positions(prepared: Prepared, past: int, length: int, capacity: int = CAPACITY) -> dict[str, Array]:
-    """cos, sin and mask as written down in docs/npu.md, without the graph that the exporter makes of it."""
-    decoder = prepared.spec.decoder
-    cos, sin = (
-        table[past : past + length].numpy()[None, :, None] for table in rotary_table(decoder.rope, decoder.head_dim, 256)
-    )
-    mask = np.zeros((1, 1, 1, capacity + length), np.float32)
-    mask[..., past:capacity] = MASKED
-    return {"cos": np.concatenate([cos, cos], 3), "sin": np.concatenate([-sin, sin], 3), "mask": mask}
-
-
-def cosine(a: Array, b: Array) -> float:
-    a, b = a.reshape(-1).astype(np.float64), b.reshape(-1).astype(np.float64)
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-
-
-@pytest.mark.parametrize("most", [8, 1])
-def test_vision_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int) -> None:
-    spec, weights = prepared.spec, prepared.weights
-    size = spec.vision.image_size
-    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    model = EagerModel(spec, weights)
-    values = {"patches": model.patch_embed(pixels).numpy()}
-    for first, last in parts.cut(spec.vision.blocks, most):
-        with float_run(parts.vision_part(spec, weights, first, last, batch=2)) as run:
-            values |= run.run({name: values[name] for name in run.inputs})
-    expected = model.vision_blocks(model.patch_embed(pixels))
-    # The only difference is the 8 bits in which weights are stored.
-    assert cosine(values["features"], expected.numpy()) > 0.9999
-    with float_run(parts.connector(spec, weights, batch=2)) as run:
-        tokens = run.run({"features": values["features"]})["tokens"]
-    assert tokens.shape == tuple(model.connect(expected).shape)
-    assert cosine(tokens, model.connect(expected).numpy()) > 0.9999
-
-
-@pytest.mark.parametrize(("most", "attention"), [(8, "joined"), (1, "split")])
-def test_decoder_parts_compute_what_the_eager_model_does(prepared: Prepared, most: int, attention: Attention) -> None:
-    spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
-    codes = {
-        f"decoder.layers.{layer}.{name}": round_to_nearest(weights(f"decoder.layers.{layer}.{name}.weight"), 8, 16)
-        for layer in range(decoder.layers)
-        for name in ("q", "k", "v", "o", "gate", "up", "down")
-    }
-    replaced = {f"{name}.weight": torch.from_numpy(blocks.dequantize()) for name, blocks in codes.items()}
-    model = EagerModel(spec, lambda name: replaced.get(name, weights(name)))
-    ids = [5 + 7 * index % 90 for index in range(19)]
-    embeddings = model.embed(ids)
-    cache = EagerCache()
-    expected = model.prefill(embeddings[:, :16], cache, CHUNK)
-    step = model.decode(embeddings[:, 16:17], cache)
-    values: dict[str, Array] = {}
-    shape = (1, decoder.kv_heads, decoder.head_dim, CAPACITY)
-    for layer in range(decoder.layers):
-        values[f"past_key.{layer}"] = np.zeros(shape, np.float32)
-        values[f"past_value.{layer}"] = np.zeros((1, decoder.kv_heads, CAPACITY, decoder.head_dim), np.float32)
-    for past, length in ((0, CHUNK), (8, CHUNK), (16, 1)):
-        values |= positions(prepared, past, length) | {"embeddings": embeddings[:, past : past + length].numpy()}
-        for first, last in parts.cut(decoder.layers, most):
-            graph = parts.decoder_part(
-                spec, weights, codes.__getitem__, first, last, length=length, capacity=CAPACITY, attention=attention
-            )
-            with float_run(graph) as run:
-                values |= run.run({name: values[name] for name in run.inputs})
-        for layer in range(decoder.layers):
-            values[f"past_key.{layer}"][..., past : past + length] = values[f"new_key.{layer}"]
-            values[f"past_value.{layer}"][:, :, past : past + length] = values[f"new_value.{layer}"]
-        with float_run(parts.output_projection(spec, weights)) as run:
-            logits = run.run({"hidden": values["hidden"][:, -1:]})["logits"]
-        if past == 8:
-            assert cosine(logits, expected.numpy()) > 0.9999
-    assert cosine(logits, step.numpy()) > 0.9999
-
-
-def test_the_same_values_have_the_same_names_however_the_decoder_is_cut(prepared: Prepared) -> None:
-    def names(bounds: list[tuple[int, int]], length: int) -> set[str]:
-        made = set()
-        for first, last in bounds:
-            graph = parts.decoder_part(
-                prepared.spec,
-                prepared.weights,
-                lambda name: None,
-                first,
-                last,
-                length=length,
-                capacity=CAPACITY,  # type: ignore[arg-type, return-value]
-            )
-            made |= set(graph.activations())
-        return made
-
-    layers = prepared.spec.decoder.layers
-    one_by_one = names(parts.cut(layers, 1), CHUNK)
-    assert names([(0, layers)], CHUNK) == one_by_one
-    assert names([(0, layers)], 1) <= one_by_one
 
 
 def export(checkpoint: Path, output: Path, recipe: ExportRecipe, progress: Progress | None = None) -> Bundle:
@@ -521,190 +394,6 @@ def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(
     assert emulated.keys() >= {"vision_encoder.1, first layer", "prefill.1, first layer"}
     assert not emulated.keys() & {"vision_encoder.0", "vision_encoder.1", "prefill.0", "prefill.1"}
     assert min(emulated.values()) >= 0.9999
-
-
-def linear_and(op: str) -> StaticGraph:
-    graph = StaticGraph("small")
-    x = graph.input("x", (1, 8, 32))
-    graph.output(graph.node(op, [x], (1, 8, 32)), "y")
-    return graph
-
-
-def written(folder: Path, graph: StaticGraph) -> Graph:
-    path = folder / "small.onnx"
-    with TensorFile(folder / "small.data") as tensors:
-        write_qdq(graph, dict.fromkeys(graph.activations(), (-1.0, 1.0)), path, tensors)
-    inputs, outputs = tensors_of(graph)
-    return Graph("small", path, StageSpec(str(path), inputs, outputs), graph.products())
-
-
-def compiler_for(soc: str, store: Path, memory_bytes: int = 4 << 30) -> Compiler:
-    return Compiler(compile_options(SOCS[soc], None), store, memory_bytes)
-
-
-def test_an_operator_that_does_not_land_is_named(tmp_path: Path) -> None:
-    graph = written(tmp_path, linear_and("Mish"))
-    compiler = compiler_for("SM8750", tmp_path / "store")
-    with pytest.raises(GateError, match=r"small: Mish 'y' cannot run on the NPU"):
-        compiler.compile("small", [graph.path], [tmp_path / "small.data"])
-    assert not list((tmp_path / "store").glob("*[!l]/compiled.json"))
-
-
-def test_what_was_compiled_is_taken_again_unless_it_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = written(tmp_path, linear_and("Sigmoid"))
-    compiler = compiler_for("SM8750", tmp_path / "store")
-    first = compiler.compile("small", [graph.path], [tmp_path / "small.data"])
-    context = onnx.load(str(first.contexts[0]), load_external_data=False)
-    assert [node.op_type for node in context.graph.node] == ["EPContext"]
-    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", lambda *args: pytest.fail("compiled twice"))
-    assert compiler.compile("small", [graph.path], [tmp_path / "small.data"]) == first
-    with pytest.raises(pytest.fail.Exception, match="compiled twice"):
-        compiler_for("SM8550", tmp_path / "store").compile("small", [graph.path], [tmp_path / "small.data"])
-    first.binary.write_bytes(first.binary.read_bytes()[:-1])
-    with pytest.raises(pytest.fail.Exception, match="compiled twice"):
-        compiler.compile("small", [graph.path], [tmp_path / "small.data"])
-
-
-def test_equal_graphs_give_equal_binaries_wherever_they_lie(tmp_path: Path) -> None:
-    found = []
-    for folder in (tmp_path / "here", tmp_path / "elsewhere"):
-        folder.mkdir()
-        graph = written(folder, linear_and("Sigmoid"))
-        made = compiler_for("SM8650", folder / "store").compile("small", [graph.path], [folder / "small.data"])
-        found.append([path.read_bytes() for path in (made.binary, *made.contexts)])
-    assert found[0] == found[1]
-
-
-def test_the_compiler_is_stopped_at_its_bound_of_memory(tmp_path: Path) -> None:
-    graph = written(tmp_path, linear_and("Sigmoid"))
-    with pytest.raises(EnvironmentFault, match=r"takes more than the 0\.0 GB"):
-        compiler_for("SM8750", tmp_path / "store", 1 << 20).compile("small", [graph.path], [tmp_path / "small.data"])
-
-
-def test_the_emulation_gives_the_numbers_of_the_cpu(tmp_path: Path) -> None:
-    graph = written(tmp_path, linear_and("Sigmoid"))
-    x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 32)).astype(np.float32)
-    np.testing.assert_allclose(emulated(tmp_path, graph.path, {"x": x})["y"], 1 / (1 + np.exp(-x)), atol=1e-4)
-
-
-def emulated(folder: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    np.savez(folder / "in.npz", allow_pickle=False, **inputs)
-    job = {
-        "work": "emulate", "graph": str(path), "inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz"),
-        "options": compile_options(SOCS["SM8750"], None),
-    }  # fmt: skip
-    run_worker(folder, job, path.stem, 4 << 30)
-    with np.load(folder / "out.npz") as arrays:
-        return {name: arrays[name] for name in arrays.files}
-
-
-def on_the_npu(
-    folder: Path, record: Callable[[float], StaticGraph], inputs: dict[str, Array], *, half: bool = False
-) -> tuple[float, dict[str, Any]]:
-    """Compile a graph and emulate it on float inputs, from which its ranges are: agreement with the CPU, and what it gives.
-
-    Args:
-        record: what is added to a masked score -> the graph.
-    """
-    graph = record(MASKED)
-    with float_run(graph) as run:
-        run.run(inputs)
-    if not half:
-        masked = mask_scores(run.ranges)
-        graph = record(masked)
-        if "mask" in inputs:
-            inputs = inputs | {"mask": np.where(inputs["mask"] < 0, masked, 0).astype(np.float32)}
-    path, data = folder / f"{graph.name}.onnx", folder / f"{graph.name}.data"
-    with TensorFile(data) as tensors:
-        if half:
-            write_half(graph, path, tensors)
-        else:
-            write_qdq(graph, run.ranges, path, tensors)
-    known = quantizations(graph, run.ranges)
-    given = {name: known[name].encode(x) if graph.kinds.get(name) == "int8" else x for name, x in inputs.items()}
-    assert compiler_for("SM8750", folder / "store").compile(graph.name, [path], [data]).binary.stat().st_size > 1000
-    found = emulated(folder, path, given)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    expected = dict(zip(graph.outputs, session.run(graph.outputs, given), strict=True))
-    return agreement(found, expected), found
-
-
-@pytest.mark.parametrize("prepared", ["clip", "clip, several layers"], indirect=True)
-@pytest.mark.parametrize("half", [False, True], ids=["int16", "float16"])
-def test_the_tower_and_connector_of_llava_run_on_the_npu(prepared: Prepared, tmp_path: Path, half: bool) -> None:
-    """Class token, quick_gelu, one feature layer without the first position, or several with it."""
-    spec, weights, size = prepared.spec, prepared.weights, prepared.spec.vision.image_size
-    model = EagerModel(spec, weights)
-    patches = model.patch_embed(torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)))
-    expected = model.vision_blocks(patches)
-
-    def tower(masked: float) -> StaticGraph:
-        return parts.vision_part(spec, weights, 0, spec.vision.blocks, batch=1, masked=masked)
-
-    cosine_with_cpu, found = on_the_npu(tmp_path, tower, {"patches": patches.numpy()}, half=half)
-    assert cosine_with_cpu >= AGREEMENT
-    assert cosine(found["features"], expected.numpy()) > 0.999
-    cosine_with_cpu, found = on_the_npu(tmp_path, lambda masked: parts.connector(spec, weights, batch=1), found, half=half)
-    assert cosine_with_cpu >= AGREEMENT
-    assert cosine(found["tokens"], model.connect(expected).numpy()) > 0.999
-
-
-@pytest.mark.parametrize("length", [CHUNK, 1])
-def test_a_decoder_with_weights_per_channel_runs_on_the_npu(tmp_path: Path, length: int) -> None:
-    save_llava(tmp_path / "checkpoint", **CASES["clip"])  # type: ignore[arg-type]
-    recipe = ExportRecipe(qnn=Qnn(decoder_weights="per_channel"))
-    with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
-        prepared = prepare(checkpoint, recipe)
-        prepared.weights.keep_in_memory(1 << 40)
-    spec, weights, decoder = prepared.spec, prepared.weights, prepared.spec.decoder
-    int4 = int4_reader(weights, recipe)
-
-    def record(masked: float) -> StaticGraph:
-        return parts.decoder_part(spec, weights, int4, 0, decoder.layers, length=length, capacity=CAPACITY, masked=masked)
-
-    graph = record(MASKED)
-    assert all(matrix.read().scales.shape[1] == 1 for matrix in graph.matrices.values())  # type: ignore[union-attr]
-    random = np.random.default_rng(0)
-    inputs = {name: random.normal(0, 0.5, shape).astype(np.float32) for name, shape in graph.inputs.items()}
-    inputs |= positions(prepared, past=16, length=length)
-    cosine_with_cpu, found = on_the_npu(tmp_path, record, inputs)
-    assert cosine_with_cpu >= AGREEMENT
-    assert found.keys() == {"hidden", *(f"new_{kind}.{layer}" for kind in ("key", "value") for layer in range(decoder.layers))}
-
-
-def test_agreement_tells_cache_and_activations_apart() -> None:
-    same = {"hidden": np.ones(4), "new_key.0": np.array([1, 2], np.int8)}
-    assert agreement(same, same) == pytest.approx(1)
-    other = {**same, "new_key.0": np.array([2, -1], np.int8)}
-    assert agreement(other, same) == pytest.approx(0)
-
-
-def test_every_layer_of_a_graph_may_add_its_rounding() -> None:
-    assert least_agreement(1) == AGREEMENT == 0.9999
-    assert least_agreement(4) == pytest.approx(0.9996)
-
-
-@pytest.mark.parametrize(("layers", "passes"), [(2, False), (3, True)])
-def test_a_graph_is_held_against_what_its_layers_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, passes: bool
-) -> None:
-    graph = replace(written(tmp_path, linear_and("Sigmoid")), layers=layers)
-    x = np.random.default_rng(0).uniform(-1, 1, (1, 8, 32)).astype(np.float32)
-    on_cpu = 1 / (1 + np.exp(-x))
-    noise = np.random.default_rng(1).normal(size=x.shape)
-    noise -= on_cpu * (noise * on_cpu).sum() / np.square(on_cpu).sum()
-    angle = np.arccos(0.99975)
-    other = np.cos(angle) * on_cpu + np.sin(angle) * noise * np.linalg.norm(on_cpu) / np.linalg.norm(noise)
-    monkeypatch.setattr(Emulation, "_emulate", lambda *arguments: {"y": other})
-    emulation = Emulation(tmp_path / "work", compile_options(SOCS["SM8750"], None), 4 << 30, SilentProgress())
-    if passes:
-        assert emulation.check(graph, ({"x": x}, {"y": on_cpu}), None) == ("small", pytest.approx(0.99975, abs=1e-6))
-    else:
-        with pytest.raises(GateError, match=r"cosine 0\.99975, not at least 0\.99980.*layers_per_part: 1.*emulate: none"):
-            emulation.check(graph, ({"x": x}, {"y": on_cpu}), None)
 
 
 def test_a_batch_is_filled_with_real_tiles_for_the_comparison(bundles: Callable[[str], Path]) -> None:
