@@ -100,12 +100,14 @@ class PartQuality:
         compile_seconds, compiler_bytes: duration, and largest memory of the compiler.
         cosines: agreement between the target's emulation and the form that was measured here, on real inputs, of each graph
             that was emulated.
+        float32_cosines: where that was too little, the agreement of either with float32, which decided.
     """
 
     bytes: int
     compile_seconds: float
     compiler_bytes: int
     cosines: dict[str, float] = field(default_factory=dict)
+    float32_cosines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

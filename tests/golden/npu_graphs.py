@@ -43,7 +43,7 @@ def written(folder: Path, graph: StaticGraph) -> Graph:
     with TensorFile(folder / "small.data") as tensors:
         write_qdq(graph, dict.fromkeys(graph.activations(), (-1.0, 1.0)), path, tensors)
     inputs, outputs = tensors_of(graph)
-    return Graph("small", path, StageSpec(str(path), inputs, outputs), graph.products())
+    return Graph("small", path, StageSpec(str(path), inputs, outputs), graph)
 
 
 def compiler_for(soc: str, store: Path, memory_bytes: int = 4 << 30) -> Compiler:

@@ -16,7 +16,7 @@ from pocketvlm.toolchain.backends.base import Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.backends.qnn import variants
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, compile_options, place
-from pocketvlm.toolchain.backends.qnn.emulation import Emulation, Recordings
+from pocketvlm.toolchain.backends.qnn.emulation import Agreement, Emulation, Recordings
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.needs import needs
@@ -75,8 +75,8 @@ class Qnn:
 
         def finish(root: Path, sample: Conversation) -> dict[str, PartQuality]:
             made = self._compile(job)
-            cosines = self._emulate(job, checked, root, sample)
-            return {binary.name: _quality(binary, made[binary.name], cosines) for binary in variants.binaries(job)}
+            agreements = self._emulate(job, checked, root, sample)
+            return {binary.name: _quality(binary, made[binary.name], agreements) for binary in variants.binaries(job)}
 
         return Lowered(variant, checked, proxy, finish)
 
@@ -99,9 +99,9 @@ class Qnn:
             job.progress.advance(1)
         return made
 
-    def _emulate(self, job: LowerJob, checked: VariantSpec, root: Path, sample: Conversation) -> dict[str, float]:
-        """Agreement of emulated graphs with the CPU, by what was emulated."""
-        recipe, wanted, found = job.recipe, [], {}
+    def _emulate(self, job: LowerJob, checked: VariantSpec, root: Path, sample: Conversation) -> list[tuple[str, Agreement]]:
+        """Agreement of emulated graphs with the CPU, by stage."""
+        recipe, wanted, found = job.recipe, [], []
         for graph in (graph for part in job.once(write_graphs).parts for graph in part.graphs):
             possible = graph.is_small or graph.first_layer is not None
             if recipe.qnn.emulate == "all" or (recipe.qnn.emulate == "small" and possible):
@@ -109,7 +109,7 @@ class Qnn:
             else:
                 job.progress.note(f"{graph.stage}: not emulated ({graph.products / 1e9:.1f} billion products)")
         if not wanted:
-            return {}
+            return []
         recorded = job.once(Recordings).of(checked, root, sample, {graph.stage for graph in wanted})
         emulation = Emulation(job.work / "emulated", self._options(recipe), _memory(recipe), job.progress)
         shared = {graph.stage for binary in variants.binaries(job) if len(binary.graphs) > 1 for graph in binary.graphs}
@@ -117,8 +117,7 @@ class Qnn:
         for graph in wanted:
             # Binaries that share weights end the process there.
             compiled = None if graph.stage in shared else job.folder / f"{graph.stage}.onnx"
-            what, cosine = emulation.check(graph, recorded[graph.stage], compiled)
-            found[what] = cosine
+            found.append((graph.stage, emulation.check(graph, recorded[graph.stage], compiled)))
             job.progress.advance(1)
         return found
 
@@ -133,10 +132,16 @@ def _memory(recipe: ExportRecipe) -> int:
     return int(recipe.qnn.memory_gb * 1e9)
 
 
-def _quality(binary: Part, made: Compiled, cosines: dict[str, float]) -> PartQuality:
+def _quality(binary: Part, made: Compiled, agreements: list[tuple[str, Agreement]]) -> PartQuality:
     stages = {graph.stage for graph in binary.graphs}
-    found = {what: cosine for what, cosine in cosines.items() if what.partition(",")[0] in stages}
-    return PartQuality(made.binary.stat().st_size, made.seconds, made.peak_bytes, found)
+    found = [agreement for stage, agreement in agreements if stage in stages]
+    exact = {
+        item.what: {"npu": item.npu_float32, "cpu": item.cpu_float32}
+        for item in found
+        if item.npu_float32 is not None and item.cpu_float32 is not None
+    }
+    size = made.binary.stat().st_size
+    return PartQuality(size, made.seconds, made.peak_bytes, {item.what: item.cosine for item in found}, exact)
 
 
 def _told(name: str, made: Compiled) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pocketvlm.runtime.engines.protocol import Array, BoundRun, EngineSession
 from pocketvlm.runtime.manifest import VariantSpec
 from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.qnn.compiler import run_worker
+from pocketvlm.toolchain.backends.qnn.float_graph import float_run
 from pocketvlm.toolchain.backends.qnn.graphs import Graph
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.calibration import Conversation
@@ -27,9 +29,40 @@ from pocketvlm.toolchain.stages import VISION_STAGES, OpenStages, open_stages
 
 # Cosine, for one layer. Both sides round to 16 bits and to the cache's 8, not always alike, and layers add that up.
 AGREEMENT = 0.9999
+# Where the CPU is further than that from float32 itself, the NPU may be so many times as far: the square of an error's length.
+_AS_FAR = 2.0
 _CPU_OPTIONS = {"graph_optimization": "disabled"}
 
 Arrays = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near a graph on the emulated NPU comes to others on the same inputs.
+
+    Attributes:
+        what: the graph, or its first layer.
+        cosine: with the same graph on the CPU.
+        npu_float32, cpu_float32: of either with float32, where that was asked.
+    """
+
+    what: str
+    cosine: float
+    npu_float32: float | None = None
+    cpu_float32: float | None = None
+
+    @property
+    def is_as_exact(self) -> bool:
+        """Whether the NPU is about as near to float32 as the CPU is."""
+        if self.npu_float32 is None or self.cpu_float32 is None:
+            return False
+        return 1 - self.npu_float32 <= _AS_FAR * (1 - self.cpu_float32)
+
+    def __str__(self) -> str:
+        told = f"cosine {self.cosine:.6f} between the emulated NPU and the CPU"
+        if self.npu_float32 is None:
+            return told
+        return f"{told}, {self.npu_float32:.6f} and {self.cpu_float32:.6f} between these and float32"
 
 
 class Recordings:
@@ -57,17 +90,19 @@ class Emulation:
     def __init__(self, folder: Path, options: dict[str, str], memory_bytes: int, progress: Progress) -> None:
         self._folder, self._options, self._memory, self._progress = folder, options, memory_bytes, progress
 
-    def check(self, graph: Graph, recorded: tuple[Arrays, Arrays], compiled: Path | None) -> tuple[str, float]:
-        """What was emulated, and how far both agree: the whole graph, or its first layer if that was written.
+    def check(self, graph: Graph, recorded: tuple[Arrays, Arrays], compiled: Path | None) -> Agreement:
+        """Emulate the whole graph, or its first layer if that was written.
 
-        The graph on the CPU is the very one that is compiled, and must agree with the form that has been verified, too.
+        The graph on the CPU is the very one that is compiled, and must agree with the form that has been verified, too. Where
+        the emulated one does not agree with it, both are held against float32: a model whose activations reach far beyond the
+        ordinary ones has steps so coarse that neither side's rounding can be told from the other's.
 
         Args:
             recorded: the graph's inputs, and its outputs in the form that has been verified.
             compiled: the graph's context model, where the emulation can run it; otherwise the graph is compiled once more.
 
         Raises:
-            GateError: the agreement is below what the graph's layers allow.
+            GateError: the agreement is below what the graph's layers allow, and the NPU further from float32 than the CPU.
             EnvironmentFault: the emulation failed.
         """
         inputs, verified = recorded
@@ -80,20 +115,25 @@ class Emulation:
             )
         what, path = graph.stage, compiled or graph.path
         if graph.first_layer is not None:
-            what, path, least = f"{graph.stage}, first layer", graph.first_layer.path, AGREEMENT
-            inputs = {tensor.name: inputs[tensor.name] for tensor in graph.first_layer.spec.inputs}
+            graph, what, least = graph.first_layer, f"{graph.stage}, first layer", AGREEMENT
+            path = graph.path
+            inputs = {tensor.name: inputs[tensor.name] for tensor in graph.spec.inputs}
             outputs = _run(path, inputs)
         self._progress.note(f"emulating {what}")
-        found = agreement(self._emulate(path, what, inputs), outputs)
-        self._progress.note(f"{what}: cosine {found:.6f} between the emulated NPU and the CPU")
-        if not found >= least:
+        emulated = self._emulate(path, what, inputs)
+        found = Agreement(what, agreement(emulated, outputs))
+        if not found.cosine >= least:
+            exact = in_float32(graph, inputs)
+            found = Agreement(what, found.cosine, agreement(emulated, exact), agreement(outputs, exact))
+        self._progress.note(f"{what}: {found}")
+        if not (found.cosine >= least or found.is_as_exact):
             raise GateError(
                 f"{what}: the emulated NPU gives other numbers than the same graph on the CPU "
-                f"(cosine {found:.5f}, not at least {least:.5f})",
+                f"({found}; wanted is at least {least:.5f})",
                 "the compiler may have changed what the graph computes: `qnn.layers_per_part: 1` in the recipe shows in which "
                 "layer, and `qnn.emulate: none` leaves this check out; please report it with the model's config.json",
             )
-        return what, found
+        return found
 
     def _emulate(self, path: Path, what: str, inputs: Mapping[str, Array]) -> Arrays:
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -120,6 +160,14 @@ def _run(path: Path, inputs: Mapping[str, Array]) -> Arrays:
         return session.run(inputs)
     finally:
         session.close()
+
+
+def in_float32(graph: Graph, inputs: Mapping[str, Array]) -> Arrays:
+    """What a graph gives without quantized activations; what enters the cache is in steps of its INT8 form, not rounded."""
+    steps = graph.steps
+    given = {name: x.astype(np.float32) * np.float32(steps.get(name, 1.0)) for name, x in inputs.items()}
+    with float_run(graph.form) as run:
+        return {name: x / np.float32(steps.get(name, 1.0)) for name, x in run.run(given).items()}
 
 
 def record(variant: VariantSpec, root: Path, sample: Conversation, wanted: set[str]) -> dict[str, tuple[Arrays, Arrays]]:

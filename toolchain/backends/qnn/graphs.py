@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from pocketvlm.toolchain.backends.base import LowerJob
 from pocketvlm.toolchain.backends.onnx_graph import TensorFile
 from pocketvlm.toolchain.backends.qnn import calibrate, parts, positions
 from pocketvlm.toolchain.backends.qnn.half_graph import write_half
-from pocketvlm.toolchain.backends.qnn.qdq_graph import tensors_of, write_packed, write_qdq
+from pocketvlm.toolchain.backends.qnn.qdq_graph import quantizations, tensors_of, write_packed, write_qdq
 from pocketvlm.toolchain.backends.qnn.static_graph import Range, StaticGraph
 from pocketvlm.toolchain.backends.qnn.static_ops import MASKED, Int4, Weights
 from pocketvlm.toolchain.kept import digest_of
@@ -43,7 +43,8 @@ class Graph:
         path: the model.
         spec: its tensors; the file is not yet that of a bundle.
         on_cpu: the same numbers in a form that the CPU computes faster; without one it takes the graph itself.
-        products: multiplications of one run.
+        form: what it was written from.
+        steps: what one step of its int8 inputs and outputs stands for.
         layers: of the model, in this graph; 1 where it holds none.
         first_layer: its first layer by itself, for the emulation, of one among the graphs that are too large as a whole.
     """
@@ -51,10 +52,16 @@ class Graph:
     stage: str
     path: Path
     spec: StageSpec
-    products: int
+    form: StaticGraph
+    steps: Mapping[str, float] = field(default_factory=dict)
     layers: int = 1
     on_cpu: StageSpec | None = None
     first_layer: Graph | None = None
+
+    @property
+    def products(self) -> int:
+        """Multiplications of one run."""
+        return self.form.products()
 
     @property
     def is_small(self) -> bool:
@@ -76,7 +83,7 @@ class Graphs:
     """All graphs of the NPU, and those of the CPU that determine positions (by stage)."""
 
     parts: tuple[Part, ...]
-    positions: dict[str, Graph]
+    positions: dict[str, StageSpec]
 
 
 def chunk_of(job: LowerJob) -> int:
@@ -89,7 +96,7 @@ def write_graphs(job: LowerJob) -> Graphs:
     folder = job.work / "graphs"
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Part] = []
-    found: dict[str, Graph] = {}
+    found: dict[str, StageSpec] = {}
     if "vision" in job.recipe.qnn.stages:
         written += _vision(job, folder)
     if "decoder" in job.recipe.qnn.stages:
@@ -126,7 +133,7 @@ def _once(job: LowerJob) -> list[Conversation]:
     return list({item.image: item for item in job.conversations}.values())
 
 
-def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, Graph]]:
+def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, StageSpec]]:
     """The parts of the decoder, and the graphs of positions that go with them."""
     spec, capacity, chunk, attention = job.spec, job.capacity, chunk_of(job), job.recipe.qnn.attention
     scheme = scheme_of(job.recipe)
@@ -204,14 +211,23 @@ class _Writer:
         with TensorFile(data) as tensors:
             for stage, graph in (first_layers or {}).items():
                 spec = self._write(f"{stage}.first_layer", graph, tensors, data)
-                samples[stage] = Graph(stage, Path(spec.file), spec, graph.products())
+                samples[stage] = Graph(stage, Path(spec.file), spec, graph, self._steps(graph))
             specs = {stage: self._write(stage, graph, tensors, data) for stage, graph in graphs.items()}
         on_cpu = self._packed(name, graphs)
         made = [
-            Graph(stage, Path(specs[stage].file), specs[stage], graph.products(), layers, on_cpu.get(stage), samples.get(stage))
+            Graph(
+                stage, Path(specs[stage].file), specs[stage], graph, self._steps(graph), layers, on_cpu.get(stage),
+                samples.get(stage),
+            )
             for stage, graph in graphs.items()
-        ]
+        ]  # fmt: skip
         return Part(name, tuple(made), data)
+
+    def _steps(self, graph: StaticGraph) -> dict[str, float]:
+        if self._ranges is None:
+            return {}
+        known = quantizations(graph, self._ranges)
+        return {name: float(known[name].scale) for name in (*graph.inputs, *graph.outputs) if known[name].kind == "int8"}
 
     def _packed(self, name: str, graphs: dict[str, StaticGraph]) -> dict[str, StageSpec]:
         if self._ranges is None or not self._packs:
@@ -233,7 +249,9 @@ class _Writer:
         return StageSpec(str(path), *tensors_of(graph), (str(data),))
 
 
-def _positions(decoder: DecoderSpec, folder: Path, lengths: dict[str, int], capacity: int, masked: float) -> dict[str, Graph]:
+def _positions(
+    decoder: DecoderSpec, folder: Path, lengths: dict[str, int], capacity: int, masked: float
+) -> dict[str, StageSpec]:
     found = {}
     data = folder / "positions.data"
     with TensorFile(data) as tensors:
@@ -242,7 +260,7 @@ def _positions(decoder: DecoderSpec, folder: Path, lengths: dict[str, int], capa
             path = folder / f"{stage}.onnx"
             positions.write_positions(decoder, path, tensors, length=length, capacity=capacity, masked=masked)
             inputs, outputs = positions.tensors_of(decoder, length=length, capacity=capacity)
-            found[stage] = Graph(stage, path, StageSpec(str(path), inputs, outputs, (str(data),)), 0)
+            found[stage] = StageSpec(str(path), inputs, outputs, (str(data),))
     return found
 
 
@@ -251,8 +269,8 @@ def _run_positions(decoder: DecoderSpec, chunk: int, capacity: int) -> Iterator[
     """The graph of a chunk's positions, with a mask for floats."""
     with tempfile.TemporaryDirectory(prefix="pocketvlm-calibration-") as folder:
         graph = _positions(decoder, Path(folder), {"prefill": chunk}, capacity, MASKED)["prefill_positions"]
-        session = onnxruntime.InferenceSession(str(graph.path), providers=["CPUExecutionProvider"])
-        names = [tensor.name for tensor in graph.spec.outputs]
+        session = onnxruntime.InferenceSession(graph.file, providers=["CPUExecutionProvider"])
+        names = [tensor.name for tensor in graph.outputs]
 
         def run(past: int) -> dict[str, NDArray[np.float32]]:
             values = session.run(names, {"past_length": np.array([past], np.int64)})

@@ -32,7 +32,7 @@ def on_cpu(job: LowerJob) -> VariantSpec:
             stages |= {
                 name: replace(stage, engine=whole.engine, engine_options=whole.engine_options) for name, stage in left.items()
             }
-    stages |= {name: graph.spec for name, graph in graphs.positions.items()}
+    stages |= graphs.positions
     stages |= {graph.stage: graph.on_cpu or graph.spec for part in graphs.parts for graph in part.graphs}
     decoder = job.spec.decoder
     cache = KvCacheSpec(
@@ -66,8 +66,8 @@ def positions_stages(job: LowerJob) -> dict[str, StageSpec]:
     """The graphs that tell the decoder about positions, in the bundle."""
     folder = job.folders(_SHARED_FOLDER)
     return {
-        name: replace(_placed(graph.spec, folder, _SHARED_FOLDER), engine=_CPU_ENGINE)
-        for name, graph in job.once(write_graphs).positions.items()
+        name: replace(_placed(spec, folder, _SHARED_FOLDER), engine=_CPU_ENGINE)
+        for name, spec in job.once(write_graphs).positions.items()
     }
 
 
