@@ -19,6 +19,7 @@ import math
 import sys
 import sysconfig
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,8 +98,14 @@ def export_all(checkpoint: Path, work: Path, tokens: int) -> tuple[dict[str, Pat
     return folders, minutes
 
 
-def compare(folders: dict[str, Path], sequences: int, length: int) -> dict[str, dict[str, float]]:
-    """Perplexity, KL and top-1 agreement of each bundle on the second halves of `sequences` texts of `length` tokens."""
+def compare(
+    folders: dict[str, Path], sequences: int, length: int, variants: Mapping[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Perplexity, KL and top-1 agreement of each bundle on the second halves of `sequences` texts of `length` tokens.
+
+    Args:
+        variants: which variant of a bundle, where it is not the first.
+    """
     reference = Bundle.open(folders[REFERENCE])
     tokenizer = Tokenizer.of(reference)
     ids = tokenizer.encode(held_out_text(), special=False)
@@ -113,7 +120,9 @@ def compare(folders: dict[str, Path], sequences: int, length: int) -> dict[str, 
         wanted = part[prompt + 1 :]
         expected: NDArray[np.float32] | None = None
         for name, folder in folders.items():
-            variant = Bundle.open(folder, verify=False).manifest.variants[0]
+            bundle = Bundle.open(folder, verify=False)
+            wanted_variant = (variants or {}).get(name)
+            variant = bundle.variant(wanted_variant) if wanted_variant else bundle.manifest.variants[0]
             with open_stages(variant, folder) as stages:
                 got = log_probabilities(stages.decoder, part[:-1], prompt)
             expected = got if expected is None else expected

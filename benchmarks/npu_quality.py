@@ -1,0 +1,35 @@
+"""What the NPU's graphs cost on text, before they are compiled: their variant `qnn-cpu` beside a float32 bundle.
+
+    python benchmarks/npu.py build/smollm2-llava --soc SM8750 --emulate small --output build/npu
+    pocketvlm export build/smollm2-llava --precision fp32 --max-seq-len 2048 -o build/fp32
+    python benchmarks/npu_quality.py build/fp32 build/npu --sequences 2
+
+Text and figures are those of quality.py. A decoded token takes most of a second, since the CPU unpacks all weights for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from quality import REFERENCE, compare
+
+PROXY = "qnn-cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", type=Path, help="a bundle in float32")
+    parser.add_argument("bundle", type=Path, help="one with the variant qnn-cpu")
+    parser.add_argument("--sequences", type=int, default=2)
+    parser.add_argument("--length", type=int, default=1024)
+    arguments = parser.parse_args()
+    folders = {REFERENCE: arguments.reference, PROXY: arguments.bundle}
+    rows = compare(folders, arguments.sequences, arguments.length, {PROXY: PROXY})
+    print(f"{rows[PROXY]['tokens']} tokens")
+    for name, row in rows.items():
+        print(f"{name}: perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}, top-1 {row['top1']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
