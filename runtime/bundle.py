@@ -105,8 +105,10 @@ class Bundle:
                 chosen = self._first()
                 check_stages(chosen)
             else:
-                vision_target, _, decoder_target = target.partition("+")
-                chosen = self._placed(self._variant(vision_target), self._variant(decoder_target or vision_target))
+                vision_target, both, decoder_target = target.partition("+")
+                if not both:
+                    decoder_target = vision_target
+                chosen = self._placed(self._variant(vision_target), self._variant(decoder_target))
             vision_contract.check_sizes(self.manifest, chosen)
         return chosen
 

@@ -62,8 +62,8 @@ class Kept:
         if path is not None:
             _put(path, lambda partial: save_file(dict(arrays), partial))
 
-    def pairs(self, name: str, depends_on: Iterable[object]) -> dict[str, tuple[float, float]] | None:
-        """Pairs of numbers that were kept, or None."""
+    def pairs(self, name: str, depends_on: Iterable[object], told: str | None = None) -> dict[str, tuple[float, float]] | None:
+        """Pairs of numbers that were kept, or None; `told` as for arrays."""
         path = self._path(name, depends_on, ".json")
         if path is None:
             return None
@@ -72,7 +72,7 @@ class Kept:
             pairs = {key: (float(low), float(high)) for key, (low, high) in found.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        self._taken(name)
+        self._taken(told or name)
         return pairs
 
     def keep_pairs(self, name: str, depends_on: Iterable[object], pairs: Mapping[str, tuple[float, float]]) -> None:

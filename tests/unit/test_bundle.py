@@ -360,6 +360,12 @@ def test_an_unknown_target_names_the_known_ones(bundle_at: MakeBundle) -> None:
         with_variants(Bundle.open(bundle_at()), "fake", "onnxruntime").variant("qnn")
 
 
+@pytest.mark.parametrize("target", ["", "fake-name+", "+fake-name"])
+def test_half_a_wish_is_no_variant(bundle_at: MakeBundle, target: str) -> None:
+    with pytest.raises(UsageError, match="the bundle has no variant for ''"):
+        with_variants(Bundle.open(bundle_at()), "fake", "onnxruntime").variant(target)
+
+
 def test_no_variant_that_runs_here_is_an_environment_fault(bundle_at: MakeBundle) -> None:
     with pytest.raises(EnvironmentFault, match=r"npu-name: engine 'npu' is not known \(update PocketVLM, or export"):
         with_variants(Bundle.open(bundle_at()), "npu").variant()

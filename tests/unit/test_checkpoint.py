@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from pocketvlm.errors import CheckpointError, EnvironmentFault, PocketVLMError, UsageError
 from pocketvlm.toolchain.checkpoint import Checkpoint
+from pocketvlm.toolchain.decoders import llama
 from pocketvlm.toolchain.hub import ALLOWED_FILES, IGNORED_FILES, is_hub_id
 from pocketvlm.toolchain.safetensors_header import read_header
 
@@ -415,3 +416,9 @@ def test_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.Mo
     for text in ("build/model", "./model", "../model", "/owner/name", "name", "a/b/c", "owner/", "owner/na me", "owner/name\n"):
         assert not is_hub_id(text)
     assert re.search("build/model: no such file", failure("build/model"))
+
+
+def test_a_missing_package_is_not_taken_for_a_damaged_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optimum.utils", None)
+    with pytest.raises(ImportError, match="optimum"):
+        llama.read({})

@@ -19,7 +19,7 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
     """
     try:
         return _spec(read_section({"model_type": "llama", **config}))
-    except CheckpointError:
+    except (CheckpointError, ImportError):
         raise
     except Exception as error:  # transformers raises many kinds for a bad config, and lets many bad values pass
         raise CheckpointError(

@@ -46,7 +46,7 @@ class Qnn:
         """Refuse settings that this chip cannot follow, and a machine without the compiler.
 
         Raises:
-            UsageError: naming the setting.
+            SettingError: naming the setting.
             EnvironmentFault: the package with the compiler is missing, damaged or of another version.
         """
         check_settings(self._target, self._soc, spec, recipe)

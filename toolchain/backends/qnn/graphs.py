@@ -112,9 +112,10 @@ def _vision(job: LowerJob, folder: Path) -> list[Part]:
     if job.recipe.qnn.vision_activations == "int16":
         patches = [job.model.patch_embed(item.pixels).numpy() for item in _once(job)]
         on = ["vision", spec.vision, spec.connector, digest_of(patches)]
-        ranges = job.kept.pairs("ranges", on)
+        told = "ranges of the vision stages"
+        ranges = job.kept.pairs("ranges", on, told)
         if ranges is None:
-            job.progress.stage("ranges of the vision stages", max(1, spec.vision.blocks))
+            job.progress.stage(told, max(1, spec.vision.blocks))
             ranges = calibrate.vision_ranges(spec, weights, patches, job.progress.advance)
             job.kept.keep_pairs("ranges", on, ranges)
         masked = calibrate.mask_scores(ranges)
@@ -142,9 +143,10 @@ def _decoder(job: LowerJob, folder: Path) -> tuple[list[Part], dict[str, StageSp
     texts = [row[None].numpy() for batch in job.sequences for row in batch][:_TEXTS]
     sequences = [item.embeddings[:, :capacity].numpy() for item in job.conversations] + [row[:, :capacity] for row in texts]
     on = ["decoder", spec.decoder, scheme, quantized.origin, chunk, capacity, attention, digest_of(sequences)]
-    ranges = job.kept.pairs("ranges", on)
+    told = "ranges of the decoder"
+    ranges = job.kept.pairs("ranges", on, told)
     if ranges is None:
-        job.progress.stage("ranges of the decoder", spec.decoder.layers)
+        job.progress.stage(told, spec.decoder.layers)
         with _run_positions(spec.decoder, chunk, capacity) as run:
             ranges = calibrate.decoder_ranges(
                 spec, weights, int4, sequences, run, length=chunk, capacity=capacity, attention=attention,
