@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from pocketvlm.runtime.manifest import (
@@ -37,6 +39,9 @@ from pocketvlm.runtime.manifest import (
     manifest_hash,
     to_json,
 )
+from pocketvlm.toolchain.cli import main
+
+from .command_line import Call, Result
 
 HIDDEN, VOCABULARY, TILE = 4, 96, 4
 USER, END, IMAGE, BOT = 1, 2, 3, 4
@@ -195,3 +200,19 @@ def contract() -> Any:
         write_script = staticmethod(write_script)
 
     return Contract
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> Result:
+        code = main([str(item) for item in arguments])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.full((4, 8, 3), 51, np.uint8)).save(path)
+    return path

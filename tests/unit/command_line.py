@@ -1,0 +1,40 @@
+"""The command line in tests: what a command wrote, and its exit code. Answers come from the scripted engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BundleAt = Callable[..., Path]
+# After <bot> (4) comes w10 w11 w12 and the end (2).
+REPLY = {4: 10, 10: 11, 11: 12, 12: 2}
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def failed(self, code: int, pattern: str) -> None:
+        """Nothing but one line came, on stderr."""
+        assert self.code == code, self.err
+        assert re.fullmatch(rf"error: [^\n]*{pattern}[^\n]*\n", self.err), self.err
+
+
+Call = Callable[..., Result]
+
+
+def process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pocketvlm.toolchain.cli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
