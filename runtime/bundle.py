@@ -30,10 +30,9 @@ from pocketvlm.runtime.manifest import (
     FileSpec,
     Manifest,
     VariantSpec,
-    check_relative_path,
     manifest_hash,
-    parse_manifest,
 )
+from pocketvlm.runtime.manifest_reader import check_relative_path, parse_manifest
 from pocketvlm.runtime.placement import check_stages, place
 
 _COPY_AGAIN = "copy the bundle again or export it again"

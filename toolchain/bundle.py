@@ -22,11 +22,10 @@ from pocketvlm.runtime.manifest import (
     MAX_MANIFEST_BYTES,
     FileSpec,
     Manifest,
-    check_relative_path,
     dump_manifest,
     manifest_hash,
-    parse_manifest,
 )
+from pocketvlm.runtime.manifest_reader import check_relative_path, parse_manifest
 from pocketvlm.toolchain.atomic import OutputLock, check_folders, partial_path, recover, replace_directory, sync_directory
 from pocketvlm.toolchain.disk import FULL, full_error
 

@@ -18,7 +18,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from pocketvlm.runtime.manifest import manifest_hash, parse_manifest
+from pocketvlm.runtime.manifest import manifest_hash
+from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.bundle import pack
 

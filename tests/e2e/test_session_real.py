@@ -23,7 +23,7 @@ from pocketvlm.runtime import VlmSession, encoding
 from pocketvlm.runtime.decoder import Decoder
 from pocketvlm.runtime.engines import int8_products
 from pocketvlm.runtime.image import load_image, make_tiles
-from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.runtime.sampler import Sampler
 from pocketvlm.runtime.tiling import arrange_tokens, plan_tiles
 from pocketvlm.runtime.trace import Trace

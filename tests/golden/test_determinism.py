@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.toolchain.cli import main
 
 from .tiny_bluelm_v import TinyBlueLMV

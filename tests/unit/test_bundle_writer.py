@@ -22,7 +22,8 @@ import pytest
 
 from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
 from pocketvlm.runtime.bundle import Bundle
-from pocketvlm.runtime.manifest import Manifest, parse_manifest
+from pocketvlm.runtime.manifest import Manifest
+from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.toolchain import atomic
 from pocketvlm.toolchain.bundle import BundleWriter, pack
 
@@ -193,7 +194,7 @@ KILLED = textwrap.dedent(
     import os, shutil, signal, sys
     from dataclasses import replace
     from pathlib import Path
-    from pocketvlm.runtime.manifest import parse_manifest
+    from pocketvlm.runtime.manifest_reader import parse_manifest
     from pocketvlm.toolchain import atomic, bundle
 
     source, output, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -17,7 +17,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from pocketvlm.errors import PocketVLMError, RecipeError, SettingError, UsageError
-from pocketvlm.runtime.manifest import parse_manifest
+from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.toolchain import packages, probe
 from pocketvlm.toolchain.commands.bench import summarise
 from pocketvlm.toolchain.commands.origin import naming_origin

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pocketvlm.errors import BundleError
-from pocketvlm.runtime.manifest import check_relative_path, dump_manifest, parse_manifest
+from pocketvlm.runtime.manifest import dump_manifest
+from pocketvlm.runtime.manifest_reader import check_relative_path, parse_manifest
 from pocketvlm.toolchain.manifest_schema import SCHEMA_PATH, dump_schema
 
 BundleAt = Callable[..., Path]
