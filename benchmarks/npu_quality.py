@@ -1,8 +1,8 @@
 """What the NPU's graphs cost on text, before they are compiled: their variant `qnn-cpu` beside a float32 bundle.
 
-    python benchmarks/npu.py build/smollm2-llava --soc SM8750 --emulate small --output build/npu
+    pocketvlm export build/smollm2-llava -c export_configs/smollm2-llava.qnn-SM8750.yaml -o build/smollm2-npu
     pocketvlm export build/smollm2-llava --precision fp32 --max-seq-len 2048 -o build/fp32
-    python benchmarks/npu_quality.py build/fp32 build/npu --sequences 2
+    python benchmarks/npu_quality.py build/fp32 build/smollm2-npu
 
 Text and figures are those of quality.py. A decoded token takes most of a second, since the CPU unpacks all weights for each.
 """
