@@ -5,6 +5,8 @@
     python benchmarks/npu_quality.py build/fp32 build/smollm2-npu
 
 Text and figures are those of quality.py. A decoded token takes most of a second, since the CPU unpacks all weights for each.
+Before them stand the 16-bit steps of the hidden states between the decoder's parts: where a model has massive activations, they
+are wide.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import onnx
 from quality import REFERENCE, compare
+
+from pocketvlm.runtime.bundle import Bundle
 
 PROXY = "qnn-cpu"
 
@@ -25,10 +30,26 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     arguments = parser.parse_args()
     folders = {REFERENCE: arguments.reference, PROXY: arguments.bundle}
+    for name, step in hidden_steps(arguments.bundle).items():
+        print(f"{name}: a step is {step:.4f}")
     rows = compare(folders, arguments.sequences, arguments.length, {PROXY: PROXY})
     print(f"{rows[PROXY]['tokens']} tokens")
     for name, row in rows.items():
         print(f"{name}: perplexity {row['perplexity']:.3f}, KL {row['kl']:.4f}, top-1 {row['top1']:.1%}")
+
+
+def hidden_steps(path: Path) -> dict[str, float]:
+    """What one step of the hidden state behind each part of the decoder stands for."""
+    bundle, found = Bundle.open(path, verify=False), {}
+    variant = bundle.variant(PROXY)
+    for stage in variant.chain("decode"):
+        graph = onnx.load(str(bundle.directory / variant.stages[stage].file), load_external_data=False).graph
+        constants = {item.name: item for item in graph.initializer}
+        outputs = {output.name for output in graph.output if output.name.startswith("hidden")}
+        for node in graph.node:
+            if node.output[0] in outputs:
+                found[node.output[0]] = float(onnx.numpy_helper.to_array(constants[node.input[1]]))
+    return found
 
 
 if __name__ == "__main__":
