@@ -89,7 +89,7 @@ def product_error(folder: Path, a: NDArray[np.float32], b: NDArray[np.float32], 
     session = load_engine("onnxruntime").open(path, {"graph_optimization": "disabled"}, 1)
     expected = session.run(inputs)["y"].astype(np.float64)
     session.close()
-    np.savez(folder / "in.npz", allow_pickle=False, **inputs)
+    np.savez(folder / "in.npz", **inputs)
     job = {
         "work": "emulate", "graph": str(path), "inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz"),
         "options": compile_options(SOC, None),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from pocketvlm.errors import EnvironmentFault, PocketVLMError, PromptError, UsageError
 from pocketvlm.toolchain.disk import FULL
-from pocketvlm.toolchain.interrupts import cancelled, interrupted, noting_interrupts
+from pocketvlm.toolchain.interrupts import TERMINATED, cancelled, interrupted, noting_interrupts, terminated
 
 _READER_GONE = 141
 # What the system says about a path before anyone can tell whether something is there.
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         try:
             with noting_interrupts():
-                return run_command(given)
+                code = run_command(given)
+                # What a signal raises inside a callback of an extension goes no further than that.
+                return TERMINATED if terminated() else code
         except ReaderGoneError:
             return _leave_quietly()
     except BaseException as caught:

@@ -15,7 +15,7 @@ _NEARLY = 1 << 20
 
 def full_error(words: str) -> int | None:
     """The error number of a full disk that somebody's words tell of."""
-    return next((number for number in FULL if os.strerror(number) in words), None)
+    return next((number for number in FULL if os.strerror(number).casefold() in words.casefold()), None)
 
 
 def is_nearly_full(folder: Path) -> bool:

@@ -50,10 +50,15 @@ def interrupted() -> bool:
     return bool(_came)
 
 
+def terminated() -> bool:
+    """Whether SIGTERM came."""
+    return signal.SIGTERM in _came
+
+
 def cancelled() -> Cancelled:
     """What the program ends with after the signal that came."""
     error = Cancelled("interrupted")
-    if signal.SIGTERM in _came:
+    if terminated():
         error = Cancelled("terminated")
         error.exit_code = TERMINATED
     return error

@@ -49,9 +49,9 @@ def require(name: str) -> None:
     Raises:
         EnvironmentFault: naming both versions; or PocketVLM itself is not installed.
     """
-    for package in _packages():
-        if package.name == name and not package.ok:
-            raise EnvironmentFault(f"a package is missing or of another version: {package}", package.fix)
+    package = next(package for package in _packages() if package.name == name)
+    if not package.ok:
+        raise EnvironmentFault(f"a package is missing or of another version: {package}", package.fix)
 
 
 def _packages() -> Iterator[Package]:

@@ -90,7 +90,7 @@ def _spread(values: NDArray[Any]) -> tuple[float, ...]:
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    if a.shape != b.shape:
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return 0.0
     # Also of nothing but zeros, which have no direction.
     if np.array_equal(a, b):

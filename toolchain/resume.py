@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
-from pocketvlm.errors import Cancelled, GateError, PocketVLMError
+from pocketvlm.errors import Cancelled, GateError
 from pocketvlm.toolchain.kept import what_is_kept
 from pocketvlm.toolchain.progress import Progress
-from pocketvlm.toolchain.recipe import ExportRecipe
 
 
 def work_path(output: Path) -> Path:
@@ -35,10 +33,9 @@ def telling_what_is_kept(output: Path, progress: Progress) -> Iterator[None]:
 
 
 def _how_to_go_on(error: BaseException) -> str:
-    """What the user does to go on after `error`: what has failed once, fails again with the same recipe."""
+    """What the user does to go on after `error`: a gate that was missed is missed again with the same recipe."""
     if isinstance(error, KeyboardInterrupt | SystemExit | Cancelled):
         return "the same command goes on with it"
-    advice = error.hint if isinstance(error, PocketVLMError) else ""
-    if isinstance(error, GateError) or any(f"{item.name}." in advice for item in fields(ExportRecipe)):
+    if isinstance(error, GateError):
         return "after you have changed the recipe (-c), the same command goes on with it"
-    return "when that is mended, the same command goes on with it"
+    return "when that is mended, or the recipe (-c) is changed, the same command goes on with it"

@@ -68,31 +68,24 @@ def npu_session(path: str, settings: Any, options: dict[str, str]) -> Any:
         EnvironmentFault: the package is missing, or its libraries do not load. What ONNX Runtime raises is left as it is.
     """
     _add_provider(settings, options)
-    with _lock, _stdout_to_stderr():
+    with _lock:
         return ort.InferenceSession(path, sess_options=settings)
 
 
-@contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """What the emulation may say goes where it does no harm: standard output is for answers."""
-    if not emulated() or sys.platform != "linux":
-        yield
-        return
-    with _stdout_to(2):
-        yield
-
-
 def _load_emulation(path: str) -> None:
-    """Load Qualcomm's library ahead of the provider, and leave out what it greets with; whatever else it says is passed on.
+    """Load Qualcomm's library ahead of the provider, and leave out what it greets with; whatever else it says goes to stderr.
 
     The provider would load it later and, if that failed, only say that it takes no operators.
+
+    Raises:
+        EnvironmentFault: it does not load.
     """
     if not emulated() or sys.platform != "linux":
         return
     with os.fdopen(os.memfd_create("pocketvlm"), "w+b") as said:
         try:
             with _stdout_to(said.fileno()):
-                ctypes.CDLL(path)
+                _load_library(path)
         finally:
             said.seek(0)
             for line in said:
@@ -100,18 +93,35 @@ def _load_emulation(path: str) -> None:
                     os.write(2, line)
 
 
+def _load_library(path: str) -> None:
+    try:
+        ctypes.CDLL(path)
+    except OSError as error:
+        raise _unloadable(error) from error
+
+
+def _unloadable(error: Exception) -> EnvironmentFault:
+    return EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", reinstall())
+
+
 @contextmanager
 def _stdout_to(file: int) -> Iterator[None]:
-    """The process's standard output, that of C included, goes to another open file."""
-    if sys.stdout is not None:
+    """The process's standard output, that of C included, goes to another open file, if the process has one."""
+    if sys.stdout is not None and not sys.stdout.closed:
         sys.stdout.flush()
-    saved = os.dup(1)
+    try:
+        saved = os.dup(1)
+    except OSError:
+        yield
+        return
+    flush = ctypes.CDLL(None).fflush
+    # What C has buffered is for the old place, and what it buffers within for the new one.
+    flush(None)
     os.dup2(file, 1)
     try:
         yield
     finally:
-        # What C has buffered goes out before the old place is back.
-        ctypes.CDLL(None).fflush(None)
+        flush(None)
         os.dup2(saved, 1)
         os.close(saved)
 
@@ -169,10 +179,10 @@ def loaded_devices() -> list[Any]:
     with _lock:
         if not _devices:
             check_library()
+            _load_emulation(module.get_qnn_htp_path())
             try:
-                _load_emulation(module.get_qnn_htp_path())
                 ort.register_execution_provider_library(PROVIDER, module.get_library_path())
-            except (OSError, RuntimeError, ort_errors.Fail) as error:
-                raise EnvironmentFault(f"{PACKAGE} cannot be loaded: {str(error).splitlines()[0]}", reinstall()) from error
+            except (RuntimeError, ort_errors.Fail) as error:
+                raise _unloadable(error) from error
             _devices.extend(device for device in ort.get_ep_devices() if device.ep_name == PROVIDER)
     return _devices

@@ -51,7 +51,7 @@ def compiler_for(soc: str, store: Path, memory_bytes: int = 4 << 30) -> Compiler
 
 
 def emulated(folder: Path, path: Path, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    np.savez(folder / "in.npz", allow_pickle=False, **inputs)
+    np.savez(folder / "in.npz", **inputs)
     job = {
         "work": "emulate", "graph": str(path), "inputs": str(folder / "in.npz"), "outputs": str(folder / "out.npz"),
         "options": compile_options(SOCS["SM8750"], None),

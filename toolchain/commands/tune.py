@@ -136,7 +136,7 @@ def _row(item: Candidate, winner: str) -> tuple[str, str, str, str]:
 
 def recipe_text(recipe: ExportRecipe, choices: list[Choice], target: str, checkpoint: str, folder: Path) -> str:
     """The recipe as YAML, opened by what its choices rest on; paths are relative to `folder`."""
-    lines = [f"# Tuned for {target} with {checkpoint}.", f"# Below are {_LABEL}.", "#"]
+    lines = [f"# Tuned for {target} with {' '.join(checkpoint.split())}.", f"# Below are {_LABEL}.", "#"]
     for choice in choices:
         lines.append(f"# {choice.key}: {choice.work}")
         for item in choice.candidates:

@@ -16,7 +16,7 @@ from pocketvlm.toolchain.backends.base import Choice, Lowered, LowerJob, Needs
 from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.backends.qnn import variants
 from pocketvlm.toolchain.backends.qnn.compiler import Compiled, Compiler, compile_options, place
-from pocketvlm.toolchain.backends.qnn.emulation import Agreement, Emulation, Recordings
+from pocketvlm.toolchain.backends.qnn.emulation import Agreement, Emulation, recordings
 from pocketvlm.toolchain.backends.qnn.environment import environment
 from pocketvlm.toolchain.backends.qnn.graphs import Part, write_graphs
 from pocketvlm.toolchain.backends.qnn.needs import needs
@@ -110,7 +110,7 @@ class Qnn:
                 job.progress.note(f"{graph.stage}: not emulated ({graph.products / 1e9:.1f} billion products)")
         if not wanted:
             return []
-        recorded = job.once(Recordings).of(checked, root, sample, {graph.stage for graph in wanted})
+        recorded = job.once(recordings).of(checked, root, sample, {graph.stage for graph in wanted})
         emulation = Emulation(job.work / "emulated", self._options(recipe), _memory(recipe), job.progress)
         shared = {graph.stage for binary in variants.binaries(job) if len(binary.graphs) > 1 for graph in binary.graphs}
         job.progress.stage(f"emulate {self._soc.name}", len(wanted))

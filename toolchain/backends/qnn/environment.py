@@ -89,7 +89,9 @@ def _compiler(soc: Soc, version: str) -> Check:
             run_worker(folder, job | {"options": compile_options(soc, None)}, "one node", _PROBE_MEMORY)
             made = list(folder.glob("*.bin"))
     except OSError as error:
-        return Check("compiler", f"not tried: {error.filename}: {error.strerror}", _WORKING, ok=False, hint="free some space")
+        where = f"{error.filename}: " if error.filename else ""
+        told = f"not tried: {where}{error.strerror or error}"
+        return Check("compiler", told, _WORKING, ok=False, hint="free some space, or set TMPDIR to a folder that has some")
     except (EnvironmentFault, GateError) as error:
         told = f"QAIRT {version} does not work: {error.message}"
         return Check("compiler", told, _WORKING, ok=False, hint=f"install it again: {reinstall()}")

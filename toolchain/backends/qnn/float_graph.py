@@ -46,10 +46,14 @@ class FloatRun:
 
 
 @contextmanager
-def float_run(graph: StaticGraph) -> Iterator[FloatRun]:
-    """Open `graph` in float32 on the CPU, its weights with the values that the quantized ones stand for."""
+def float_run(graph: StaticGraph, place: Path | None = None) -> Iterator[FloatRun]:
+    """Open `graph` in float32 on the CPU, its weights with the values that the quantized ones stand for.
+
+    Args:
+        place: folder for its files; the system's for temporary ones unless given.
+    """
     watched = graph.activations()
-    with tempfile.TemporaryDirectory(prefix="pocketvlm-calibration-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pocketvlm-calibration-", dir=place) as folder:
         path = Path(folder) / "float.onnx"
         with TensorFile(Path(folder) / "float.data") as tensors:
             _write(graph, watched, GraphWriter(graph.name, tensors)).save(path, OPSET)

@@ -208,12 +208,15 @@ class _Writer:
         self, name: str, graphs: dict[str, StaticGraph], layers: int = 1, first_layers: Mapping[str, StaticGraph] | None = None
     ) -> Part:
         """Graphs that share weights, by stage, each of so many layers."""
-        data = self._folder / f"{name}.data"
+        data, sampled = self._folder / f"{name}.data", self._folder / f"{name}.first_layer.data"
         samples: dict[str, Graph] = {}
+        # Apart from the rest, so that a part is the same whether it is sampled or not.
+        if first_layers:
+            with TensorFile(sampled) as tensors:
+                for stage, graph in first_layers.items():
+                    spec = self._write(f"{stage}.first_layer", graph, tensors, sampled)
+                    samples[stage] = Graph(stage, Path(spec.file), spec, graph, self._steps(graph))
         with TensorFile(data) as tensors:
-            for stage, graph in (first_layers or {}).items():
-                spec = self._write(f"{stage}.first_layer", graph, tensors, data)
-                samples[stage] = Graph(stage, Path(spec.file), spec, graph, self._steps(graph))
             specs = {stage: self._write(stage, graph, tensors, data) for stage, graph in graphs.items()}
         on_cpu = self._packed(name, graphs)
         made = [
