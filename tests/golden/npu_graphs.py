@@ -92,4 +92,4 @@ def on_the_npu(
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     expected = dict(zip(graph.outputs, session.run(graph.outputs, given), strict=True))
-    return agreement(found, expected), found
+    return min(agreement(found, expected).values()), found

@@ -20,7 +20,7 @@ import skimage.data
 import torch
 from PIL import Image
 
-from pocketvlm.errors import BundleError, EnvironmentFault, UsageError
+from pocketvlm.errors import BundleError, EnvironmentFault, GateError, UsageError
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.manifest import manifest_hash
@@ -329,7 +329,8 @@ def test_an_interrupted_export_goes_on_with_what_was_compiled(
     assert second.lines[0] == f"an earlier export has left in {left}: {kept}; what still fits is taken"
     told = [line.removeprefix("kept from before: ") for line in second.lines if line.startswith("kept from before: ")]
     works = ("GPTQ of the decoder", "distillation of the decoder")
-    assert told == ["ranges", *(f"{work}: INT4, LPBQ in blocks of 32" for work in works), "ranges"]
+    decoder = [f"{work}: INT4, LPBQ in blocks of 32" for work in works]
+    assert told == ["ranges of the vision stages", *decoder, "ranges of the decoder"]
     assert "going on: 2 of 4 parts had been compiled for SM8750 before" in second.lines
     assert calls == ["vision_encoder", "connector", "decoder", "decoder", "lm_head"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "expected", "bundle"}
@@ -394,6 +395,25 @@ def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(
     assert emulated.keys() >= {"vision_encoder.1, first layer", "prefill.1, first layer"}
     assert not emulated.keys() & {"vision_encoder.0", "vision_encoder.1", "prefill.0", "prefill.1"}
     assert min(emulated.values()) >= 0.9999
+
+
+def test_to_leave_the_emulation_out_compiles_nothing_again(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hint of a missed agreement advises; the parts of which a layer was sampled are the same without that."""
+    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
+    base = load_recipe(recipe_file)
+    recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, layers_per_part=2), max_seq_len=256)
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.graphs.SMALL_PRODUCTS", 100_000)
+
+    def missed(*_: object) -> None:
+        raise GateError("the emulated NPU gives other numbers", "leave it out")
+
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.emulation.Emulation.check", missed)
+    with pytest.raises(GateError, match="other numbers"):
+        export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", lambda *_: pytest.fail("compiled again"))
+    export(tmp_path / "checkpoint", tmp_path / "bundle", replace(recipe, qnn=replace(recipe.qnn, emulate="none")))
 
 
 def test_a_batch_is_filled_with_real_tiles_for_the_comparison(bundles: Callable[[str], Path]) -> None:

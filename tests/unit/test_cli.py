@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -457,6 +458,16 @@ def test_an_interrupt_that_an_extension_turned_into_another_error(
     assert capsys.readouterr().err == "error: interrupted\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_sigterm_that_went_no_further_than_a_callback_ends_the_program_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallow(arguments: object) -> int:
+        with contextlib.suppress(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr("pocketvlm.toolchain.commands.application.run_command", swallow)
+    assert main(["list"]) == 143
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")

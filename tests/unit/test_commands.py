@@ -325,6 +325,12 @@ def test_a_probe_of_nothing_but_zeros_agrees_with_itself() -> None:
     assert probe.compare({}, {"lm_head": (0.0, 1.0)}) == {"lm_head": 0.0}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_probe_that_gives_no_number_agrees_with_nothing(value: float) -> None:
+    assert probe.compare({"lm_head": [0.0, 1.0]}, {"lm_head": (value, 1.0)}) == {"lm_head": 0.0}
+    assert probe.compare({"lm_head": [value, 1.0]}, {"lm_head": (value, 1.0)}) == {"lm_head": 0.0}
+
+
 def test_list_gives_the_registries(call: Call) -> None:
     found = call("list", "--json").json
     assert list(found) == ["architectures", "connectors", "tilings", "targets"]

@@ -263,12 +263,8 @@ def test_no_room_to_try_the_compiler(doctor: Doctor, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
 
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.environment.run_worker", full)
-    failed(
-        doctor(),
-        5,
     told = r"compiler: not tried: /tmp/x: No space left on device, needed is one that works"
     failed(doctor(), 5, rf"{told} \(free some space, or set TMPDIR to a folder that has some\)")
-    )
 
 
 def test_the_emulation_is_loaded_without_its_greeting() -> None:
