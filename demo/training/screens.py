@@ -85,8 +85,11 @@ class _Layout:
 
 @lru_cache(maxsize=512)
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    # Basic layout: the other one depends on libraries that not every machine has.
-    return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
+    try:
+        # Basic layout: the other one depends on libraries that not every machine has.
+        return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
+    except OSError:
+        raise SystemExit(f"error: font {name} is not installed: demo/model/README.md names the packages") from None
 
 
 @lru_cache(maxsize=65536)
