@@ -13,17 +13,17 @@ from pocketvlm.errors import (
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.prepare import Prepared, task_steps
 from pocketvlm.toolchain.progress import Progress
-from pocketvlm.toolchain.quantize import calibration, calibration_text
-from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
-from pocketvlm.toolchain.quantize.self_text import write_text
-from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
-from pocketvlm.toolchain.torch_ops import EagerCache
-from pocketvlm.toolchain.verify import (
+from pocketvlm.toolchain.quality import (
     SAMPLES,
     STEPS,
     TEXT_PROMPT,
     TaskSample,
 )
+from pocketvlm.toolchain.quantize import calibration, calibration_text
+from pocketvlm.toolchain.quantize.kv_cache import KvRangeObserver, KvScales
+from pocketvlm.toolchain.quantize.self_text import write_text
+from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
+from pocketvlm.toolchain.torch_ops import EagerCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from pocketvlm.runtime.tiling import TilePlan
 from pocketvlm.toolchain.backends.base import Needs
+from pocketvlm.toolchain.quality import SAMPLES, STEPS
 from pocketvlm.toolchain.quantize import distill
 from pocketvlm.toolchain.quantize.calibration_text import TEXT_LENGTH
 from pocketvlm.toolchain.quantize.decoder import Method
 from pocketvlm.toolchain.recipe import GENERATED, ExportRecipe
 from pocketvlm.toolchain.spec import DecoderSpec, ModelSpec
-from pocketvlm.toolchain.verify import SAMPLES, STEPS
 from pocketvlm.toolchain.weights import expected_parameters
 
 # Two busy laptop cores, in float32 products: operations per second, and seconds to read a parameter and make it float32.

@@ -29,12 +29,7 @@ from pocketvlm.toolchain.kept import RESULTS, Kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.prepare import Prepared, capacity_of, prepare
 from pocketvlm.toolchain.progress import Progress
-from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
-from pocketvlm.toolchain.quantize.kv_cache import KvScales
-from pocketvlm.toolchain.recipe import ExportRecipe
-from pocketvlm.toolchain.resume import telling_what_is_kept, work_path
-from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.verify import (
+from pocketvlm.toolchain.quality import (
     REPORT_NAME,
     STEPS,
     QualityReport,
@@ -42,6 +37,11 @@ from pocketvlm.toolchain.verify import (
     measure,
     measured_steps,
 )
+from pocketvlm.toolchain.quantize.decoder import DecoderQuantizer
+from pocketvlm.toolchain.quantize.kv_cache import KvScales
+from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.resume import telling_what_is_kept, work_path
+from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 # An export that is estimated to take so long keeps what it has worked out, in case it is interrupted.

@@ -28,16 +28,16 @@ from pocketvlm.toolchain.backends.base import Backend
 from pocketvlm.toolchain.checkpoint import Checkpoint
 from pocketvlm.toolchain.estimate import Estimate, estimate
 from pocketvlm.toolchain.prompts import derive_prompt
+from pocketvlm.toolchain.quality import (
+    STEPS,
+    TEXT_PROMPT,
+)
 from pocketvlm.toolchain.quantize import calibration, calibration_text
 from pocketvlm.toolchain.recipe import ExportRecipe, idle_settings
 from pocketvlm.toolchain.spec import ModelSpec, check_spec
 from pocketvlm.toolchain.task import TaskQuestion, load_task
 from pocketvlm.toolchain.tiling import grids
 from pocketvlm.toolchain.torch_ops import ACTIVATIONS
-from pocketvlm.toolchain.verify import (
-    STEPS,
-    TEXT_PROMPT,
-)
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

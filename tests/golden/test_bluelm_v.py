@@ -20,10 +20,10 @@ from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.prepare import prepare
 from pocketvlm.toolchain.progress import SilentProgress
+from pocketvlm.toolchain.quality import TaskQuality
 from pocketvlm.toolchain.quantize.calibration import encode_image, splice
 from pocketvlm.toolchain.recipe import Calibration, ExportRecipe, Thresholds
 from pocketvlm.toolchain.torch_ops import EagerCache
-from pocketvlm.toolchain.verify import TaskQuality
 
 from .tiny_bluelm_v import IMAGE, TinyBlueLMV
 

@@ -22,8 +22,8 @@ from pocketvlm.toolchain import packages, probe
 from pocketvlm.toolchain.commands.bench import summarise
 from pocketvlm.toolchain.commands.origin import naming_origin
 from pocketvlm.toolchain.progress import Progress
+from pocketvlm.toolchain.quality import QualityReport, WholeQuality
 from pocketvlm.toolchain.recipe import ExportRecipe
-from pocketvlm.toolchain.verify import QualityReport, WholeQuality
 
 from .command_line import REPLY, BundleAt, Call
 

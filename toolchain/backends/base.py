@@ -14,13 +14,13 @@ from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.kept import Kept
 from pocketvlm.toolchain.model import EagerModel
 from pocketvlm.toolchain.progress import Progress
+from pocketvlm.toolchain.quality import PartQuality
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.quantize.decoder import QuantizedDecoder
 from pocketvlm.toolchain.quantize.kv_cache import KvScales
 from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.verify import PartQuality
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 _T = TypeVar("_T")

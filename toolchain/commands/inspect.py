@@ -62,7 +62,8 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _inspect_bundle(path: Path, size: tuple[int, int] | None, as_json: bool) -> None:
-    from pocketvlm.toolchain.verify import REPORT_NAME, read_report
+    from pocketvlm.toolchain.quality import REPORT_NAME
+    from pocketvlm.toolchain.verify import read_report
 
     with closing(Bundle.open(path, verify=False)) as bundle, bundle.named():
         manifest = bundle.manifest

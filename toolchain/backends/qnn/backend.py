@@ -25,10 +25,10 @@ from pocketvlm.toolchain.backends.qnn.socs import SOCS
 from pocketvlm.toolchain.backends.qnn.tune import Tuner
 from pocketvlm.toolchain.packages import require
 from pocketvlm.toolchain.progress import Progress
+from pocketvlm.toolchain.quality import PartQuality
 from pocketvlm.toolchain.quantize.calibration import Conversation
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.verify import PartQuality
 from pocketvlm.toolchain.weights import CanonicalWeights
 
 

@@ -11,9 +11,9 @@ from pocketvlm.toolchain.backends.onnx_graph import stored_bytes
 from pocketvlm.toolchain.backends.qnn import parts
 from pocketvlm.toolchain.backends.qnn.graphs import SMALL_PRODUCTS, scheme_of
 from pocketvlm.toolchain.backends.qnn.half_graph import SMALLEST_BLOCK
+from pocketvlm.toolchain.quality import SAMPLES, STEPS
 from pocketvlm.toolchain.recipe import ExportRecipe
 from pocketvlm.toolchain.spec import ModelSpec
-from pocketvlm.toolchain.verify import SAMPLES, STEPS
 from pocketvlm.toolchain.weights import expected_parameters
 
 # The compiler's memory: its libraries, and bytes for each parameter of a part.
