@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pocketvlm.toolchain.export import export_checkpoint
 from pocketvlm.toolchain.progress import SilentProgress
 from pocketvlm.toolchain.recipe import ExportRecipe, load_recipe
 from tests.golden.tiny_bluelm_v import TinyBlueLMV
+from tests.program import Ended
 
 ROOT = Path(__file__).resolve().parents[2]
 GRIDS = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)]
@@ -44,17 +44,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.set_num_threads(_THREADS if item.get_closest_marker("slow") else 1)
 
 
-@dataclass
-class Result:
-    """What a command wrote, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
+class Result(Ended):
+    """A command that has ended."""
 
     def failed(self, code: int, pattern: str) -> None:
         """It failed as documented: one line that names what is wrong, and nothing else that reads like an error."""

@@ -85,6 +85,17 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
     pytest.fail(f"the export ended before {line!r}")
 
 
+def check_ended(process: subprocess.Popen[str], code: int, told: str) -> str:
+    """The export ends with that code and word; what it wrote since `wait_for`."""
+    assert process.stderr is not None
+    rest = process.stderr.read()
+    process.wait()
+    assert process.returncode == code, rest
+    assert rest.splitlines()[-1] == f"error: {told}"
+    assert "Traceback" not in rest
+    return rest
+
+
 @pytest.mark.parametrize("line", ["needs about", "writing decoder"])
 def test_ctrl_c_in_a_terminal(call: Call, pristine: Path, recipe: Path, bundle: Path, line: str) -> None:
     """There every process of the foreground gets the signal, those that the export has started as well."""
@@ -92,11 +103,7 @@ def test_ctrl_c_in_a_terminal(call: Call, pristine: Path, recipe: Path, bundle: 
     with start(pristine, bundle, recipe) as process:
         wait_for(process, line)
         os.killpg(process.pid, signal.SIGINT)
-        assert process.stderr is not None
-        rest = process.stderr.read()
-    assert process.returncode == 130, rest
-    assert rest.splitlines()[-1] == "error: interrupted"
-    assert "Traceback" not in rest
+        check_ended(process, 130, "interrupted")
     assert contents(bundle) == before
     assert siblings(bundle) == [bundle.name]
 
@@ -108,11 +115,7 @@ def test_sigterm_leaves_nothing_either(call: Call, pristine: Path, recipe: Path,
     with start(pristine, bundle, recipe) as process:
         wait_for(process, line)
         process.terminate()
-        assert process.stderr is not None
-        rest = process.stderr.read()
-    assert process.returncode == 143, rest
-    assert rest.splitlines()[-1] == "error: terminated"
-    assert "Traceback" not in rest
+        check_ended(process, 143, "terminated")
     assert contents(bundle) == before
     assert siblings(bundle) == [bundle.name]
 
@@ -122,9 +125,7 @@ def test_sigterm_leaves_what_was_compiled_for_the_next_export(call: Call, pristi
     with start(pristine, place / "bundle", recipe, "--target", "qnn:SM8750") as process:
         wait_for(process, "connector: ")
         process.terminate()
-        assert process.stderr is not None
-        rest = process.stderr.read()
-    assert process.returncode == 143, rest
+        rest = check_ended(process, 143, "terminated")
     left = re.search(
         r"^kept in \S+/\.bundle\.work: (\d+) compiled parts; the same command goes on with it$", rest, re.MULTILINE
     )

@@ -382,14 +382,17 @@ def test_without_the_package_the_way_to_it_is_told(
         export(tmp_path / "checkpoint", tmp_path / "out", ExportRecipe(targets=("qnn:SM8750",), precision="fp32"))
 
 
-def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(
-    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def sampled(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> ExportRecipe:
+    """For a checkpoint that is too large for the emulation, as it is told."""
     TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
     base = load_recipe(recipe_file)
-    recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, layers_per_part=2), max_seq_len=256)
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.graphs.SMALL_PRODUCTS", 100_000)
-    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+    return replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, layers_per_part=2), max_seq_len=256)
+
+
+def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(tmp_path: Path, sampled: ExportRecipe) -> None:
+    bundle = export(tmp_path / "checkpoint", tmp_path / "bundle", sampled)
     parts = json.loads(bundle.path("report.json").read_text())["variants"]["qnn-SM8750"]["parts"]
     emulated = {stage: cosine for part in parts.values() for stage, cosine in part["cosines"].items()}
     assert emulated.keys() >= {"vision_encoder.1, first layer", "prefill.1, first layer"}
@@ -398,22 +401,18 @@ def test_of_a_graph_too_large_for_the_emulation_one_layer_is_emulated(
 
 
 def test_to_leave_the_emulation_out_compiles_nothing_again(
-    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sampled: ExportRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the hint of a missed agreement advises; the parts of which a layer was sampled are the same without that."""
-    TinyBlueLMV(positions=256).save(tmp_path / "checkpoint", [(1, 1), (2, 1)])
-    base = load_recipe(recipe_file)
-    recipe = replace(base, targets=("qnn:SM8750",), qnn=replace(base.qnn, layers_per_part=2), max_seq_len=256)
-    monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.graphs.SMALL_PRODUCTS", 100_000)
 
     def missed(*_: object) -> None:
         raise GateError("the emulated NPU gives other numbers", "leave it out")
 
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.emulation.Emulation.check", missed)
     with pytest.raises(GateError, match="other numbers"):
-        export(tmp_path / "checkpoint", tmp_path / "bundle", recipe)
+        export(tmp_path / "checkpoint", tmp_path / "bundle", sampled)
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.compiler.run_worker", lambda *_: pytest.fail("compiled again"))
-    export(tmp_path / "checkpoint", tmp_path / "bundle", replace(recipe, qnn=replace(recipe.qnn, emulate="none")))
+    export(tmp_path / "checkpoint", tmp_path / "bundle", replace(sampled, qnn=replace(sampled.qnn, emulate="none")))
 
 
 def test_a_batch_is_filled_with_real_tiles_for_the_comparison(bundles: Callable[[str], Path]) -> None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.program import Ended
 
 BundleAt = Callable[..., Path]
 # After <bot> (4) comes w10 w11 w12 and the end (2).
 REPLY = {4: 10, 10: 11, 11: 12, 12: 2}
 
 
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
+class Result(Ended):
     def failed(self, code: int, pattern: str) -> None:
         """Nothing but one line came, on stderr."""
         assert self.code == code, self.err

@@ -270,24 +270,17 @@ def test_a_reader_that_goes_away_is_not_an_error(bundle_at: BundleAt, arguments:
     assert running.returncode == 141
 
 
-def test_ctrl_c_ends_with_130(bundle_at: BundleAt) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGINT, 130, b"interrupted"), (signal.SIGTERM, 143, b"terminated")]
+)
+def test_a_signal_ends_an_answer(bundle_at: BundleAt, number: signal.Signals, code: int, told: bytes) -> None:
     bundle = bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]})
     running = process("run", bundle, "w5")
     assert running.stdout is not None
     assert running.stdout.read(3) == b"w10"
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, err = running.communicate(timeout=60)
-    assert (running.returncode, err) == (130, b"error: interrupted\n")
-
-
-def test_sigterm_ends_with_143(bundle_at: BundleAt) -> None:
-    bundle = bundle_at(chain={4: 10, 10: 11, 11: 2}, stall={"decoder": [10.0]})
-    running = process("run", bundle, "w5")
-    assert running.stdout is not None
-    assert running.stdout.read(3) == b"w10"
-    running.send_signal(signal.SIGTERM)
-    _, err = running.communicate(timeout=60)
-    assert (running.returncode, err) == (143, b"error: terminated\n")
+    assert (running.returncode, err) == (code, b"error: " + told + b"\n")
 
 
 def test_sigterm_ends_a_chat_and_not_one_answer_of_it(bundle_at: BundleAt) -> None:

@@ -260,10 +260,10 @@ compile_worker.main()
 
 def test_no_room_to_try_the_compiler(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+        raise OSError(errno.ENOSPC, "No space left on device", "scratch")
 
     monkeypatch.setattr("pocketvlm.toolchain.backends.qnn.environment.run_worker", full)
-    told = r"compiler: not tried: /tmp/x: No space left on device, needed is one that works"
+    told = r"compiler: not tried: scratch: No space left on device, needed is one that works"
     failed(doctor(), 5, rf"{told} \(free some space, or set TMPDIR to a folder that has some\)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_a_full_disk_on_which_nothing_can_be_said(tmp_path: Path, monkeypatch: p
         assert caught.value.filename == str(disk)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_worker_that_says_nothing_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same wherever nothing can be mounted: the disk says that it is full."""
+    full = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr("pocketvlm.toolchain.disk.shutil.disk_usage", lambda folder: full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fail(tmp_path, monkeypatch, "raise SystemExit(1)")
+    assert caught.value.filename == str(tmp_path)
 
 
 def fail(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, source: Path | None = None) -> None:
