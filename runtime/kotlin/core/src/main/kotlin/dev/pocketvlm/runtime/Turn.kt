@@ -1,0 +1,68 @@
+package dev.pocketvlm.runtime
+
+import java.util.concurrent.Executors
+import java.util.concurrent.TimeUnit
+import kotlinx.coroutines.ExecutorCoroutineDispatcher
+import kotlinx.coroutines.asCoroutineDispatcher
+
+/** One answer at a time per decoder. */
+internal class Turn(private val decoder: Decoder) {
+    private val executor = Executors.newSingleThreadExecutor { work -> Thread(work, "answer").apply { isDaemon = true } }
+    private val lock = Any()
+    private var active: Answer? = null
+
+    /** The thread on which answers are made. */
+    val dispatcher: ExecutorCoroutineDispatcher = executor.asCoroutineDispatcher()
+
+    @Volatile
+    var closed: Boolean = false
+        private set
+
+    /** Gives the turn to [answer]. */
+    fun begin(answer: Answer) {
+        synchronized(lock) {
+            if (closed) throw UsageException("the session is closed", "open it again")
+            if (active != null) {
+                throw UsageException(
+                    "the session is still answering another question",
+                    "read that answer to its end or stop it first, or open a second session",
+                )
+            }
+            active = answer
+        }
+    }
+
+    /** Takes the turn back. */
+    fun end(answer: Answer) {
+        synchronized(lock) { if (active === answer) active = null }
+    }
+
+    /** Cancels that answer, and the engine's run in progress if it is that answer's. */
+    fun cancel(answer: Answer) {
+        answer.cancel()
+        synchronized(lock) { if (active === answer) decoder.cancel() }
+    }
+
+    fun cancelActive() {
+        synchronized(lock) { active }?.let(::cancel)
+    }
+
+    /**
+     * Begins no answer any more, cancels the one in progress, and waits until the engine rests. Returns false where that was
+     * done before.
+     */
+    fun close(): Boolean {
+        synchronized(lock) {
+            if (closed) return false
+            closed = true
+        }
+        cancelActive()
+        executor.shutdown()
+        while (!executor.awaitTermination(CANCEL_AGAIN_MILLIS, TimeUnit.MILLISECONDS)) cancelActive()
+        return true
+    }
+
+    private companion object {
+        const val CANCEL_AGAIN_MILLIS = 100L
+    }
+}
