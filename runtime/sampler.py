@@ -154,7 +154,9 @@ def _most_likely(probabilities: Logits, share: float) -> tuple[NDArray[np.intp],
     """
     count = 256
     while count < len(probabilities):
-        block = np.argpartition(probabilities, len(probabilities) - count)[-count:]
+        # By value: the order in which argpartition leaves the indices, and so the sum's rounding, depends on the processor.
+        smallest = np.partition(probabilities, len(probabilities) - count)[len(probabilities) - count]
+        block = np.flatnonzero(probabilities >= smallest)
         mass = float(probabilities[block].sum())
         if mass > share:
             return block, mass
