@@ -27,3 +27,21 @@ def test_drawn_tokens_are_current() -> None:
     assert found.keys() == expected.keys()
     for name, content in found.items():
         assert content == expected[name], name
+
+
+def test_manifests_are_current() -> None:
+    assert (FIXTURES / "manifests.json").read_text(encoding="utf-8") == script("make_manifests.py")["content"]()
+
+
+def test_rendered_prompts_are_current() -> None:
+    assert (FIXTURES / "prompts.json").read_text(encoding="utf-8") == script("make_prompts.py")["content"]()
+
+
+def test_bundles_of_the_scripted_engine_and_their_answers_are_current(tmp_path: Path) -> None:
+    made = script("make_sessions.py")
+    made["make_bundles"](tmp_path)
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (FIXTURES / "bundles" / path.relative_to(tmp_path)).read_bytes(), path
+    found = made["content"](made["build"](FIXTURES / "bundles"))
+    assert (FIXTURES / "sessions.json").read_text(encoding="utf-8") == found
