@@ -8,7 +8,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -45,3 +47,18 @@ def test_bundles_of_the_scripted_engine_and_their_answers_are_current(tmp_path: 
             assert path.read_bytes() == (FIXTURES / "bundles" / path.relative_to(tmp_path)).read_bytes(), path
     found = made["content"](made["build"](FIXTURES / "bundles"))
     assert (FIXTURES / "sessions.json").read_text(encoding="utf-8") == found
+
+
+def test_pixels_and_tiles_are_current() -> None:
+    found, expected = script("make_images.py")["build"](), json.loads((FIXTURES / "images.json").read_text("utf-8"))
+    assert found.keys() == expected.keys()
+    for name, entries in found.items():
+        for entry, wanted in zip(json.loads(json.dumps(entries)), expected[name], strict=True):
+            assert entry == wanted
+
+
+def test_photographs_are_the_parts_that_the_script_names() -> None:
+    images = script("make_images.py")
+    for name in images["PHOTOGRAPHS"]:
+        with Image.open(FIXTURES / "images" / f"{name}.png") as stored:
+            np.testing.assert_array_equal(np.asarray(stored), np.asarray(images["photograph"](name)))
