@@ -62,3 +62,8 @@ def test_photographs_are_the_parts_that_the_script_names() -> None:
     for name in images["PHOTOGRAPHS"]:
         with Image.open(FIXTURES / "images" / f"{name}.png") as stored:
             np.testing.assert_array_equal(np.asarray(stored), np.asarray(images["photograph"](name)))
+
+
+def test_graphs_are_current() -> None:
+    made = script("make_graphs.py")["build"]()
+    assert made == {path.name: path.read_bytes() for path in (FIXTURES / "graphs").iterdir()}
