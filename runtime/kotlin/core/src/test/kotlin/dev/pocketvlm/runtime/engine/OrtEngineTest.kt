@@ -149,6 +149,9 @@ class OrtEngineTest {
         assertContains(refused("graph_optimization" to "most"), "graph_optimization='most' is not known to onnxruntime")
         assertContains(refused("session.load_model_format" to "ORT"), "is not known to onnxruntime")
         assertContains(refused("int8_products" to "fast"), "is not known to onnxruntime")
+        engine.open(file, mapOf("arm_kernels" to "fastest", "mlas.disable_kleidiai" to "0"), 1).close()
+        assertContains(refused("arm_kernels" to "quick"), "arm_kernels='quick' is not known")
+        assertContains(refused("arm_kernels" to "faithful", "mlas.disable_kleidiai" to "0"), "contradict each other")
         assertContains(refused("int8_products" to "exact", "graph_optimization" to "basic"), "takes more than basic")
     }
 
