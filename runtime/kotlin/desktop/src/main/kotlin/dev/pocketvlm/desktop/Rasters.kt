@@ -8,11 +8,18 @@ import java.awt.color.ColorSpace
 import java.awt.image.BufferedImage
 import java.awt.image.DataBuffer
 import java.awt.image.IndexColorModel
+import javax.imageio.ImageReader
+import javax.imageio.plugins.tiff.BaselineTIFFTagSet
+import javax.imageio.plugins.tiff.TIFFDirectory
 
-/** The samples of [image] as 8-bit RGB, by Pillow's formulas; [name] stands for it in messages. */
-internal fun rgbOf(image: BufferedImage, name: String): RgbImage {
+/**
+ * The samples of [image] as 8-bit RGB, by Pillow's formulas; [name] stands for it in messages.
+ *
+ * @param colourMap the palette of a TIFF, if it has one: all reds, all greens, all blues, in 16 bits.
+ */
+internal fun rgbOf(image: BufferedImage, name: String, colourMap: IntArray? = null): RgbImage {
     val pixels = ByteArray(image.width * image.height * 3)
-    val convert = converter(image, name)
+    val convert = if (colourMap == null) converter(image, name) else byColourMap(colourMap)
     val raster = image.raster
     val bands = raster.numBands
     val row = IntArray(image.width * bands)
@@ -52,6 +59,16 @@ private fun converter(image: BufferedImage, name: String): Converter {
         }
         else -> throw ImageException("$name has pixels of an unknown kind", "convert it to an 8-bit RGB image")
     }
+}
+
+/** The palette of a TIFF, of whose 16 bits Pillow keeps the upper 8 and the JDK the nearest 8. */
+internal fun colourMap(reader: ImageReader): IntArray? {
+    val directory = TIFFDirectory.createFromMetadata(reader.getImageMetadata(0))
+    return directory.getTIFFField(BaselineTIFFTagSet.TAG_COLOR_MAP)?.asChars?.let { map -> IntArray(map.size) { map[it].code } }
+}
+
+private fun byColourMap(map: IntArray) = Converter { samples, source, pixels, target ->
+    for (channel in 0 until 3) pixels[target + channel] = (map[channel * (map.size / 3) + samples[source]] shr 8).toByte()
 }
 
 private fun byPalette(model: IndexColorModel) = Converter { samples, source, pixels, target ->
