@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -31,6 +32,7 @@ def test_drawn_tokens_are_current() -> None:
         assert content == expected[name], name
 
 
+@pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 13 resizes tall images down first")
 def test_pixels_and_tiles_are_current() -> None:
     found, expected = script("make_images.py")["build"](), json.loads((FIXTURES / "images.json").read_text("utf-8"))
     assert found.keys() == expected.keys()

@@ -73,7 +73,9 @@ private fun byColourMap(map: IntArray) = Converter { samples, source, pixels, ta
 
 private fun byPalette(model: IndexColorModel) = Converter { samples, source, pixels, target ->
     val colour = model.getRGB(samples[source])
-    for (channel in 0 until 3) pixels[target + channel] = overWhite(colour shr (16 - 8 * channel) and 255, colour ushr 24).toByte()
+    for (channel in 0 until 3) {
+        pixels[target + channel] = overWhite(colour shr (16 - 8 * channel) and 255, colour ushr 24).toByte()
+    }
 }
 
 private fun grey(bits: Int, alpha: Boolean) = Converter { samples, source, pixels, target ->
@@ -85,7 +87,10 @@ private fun grey(bits: Int, alpha: Boolean) = Converter { samples, source, pixel
 private fun colour(image: BufferedImage, alpha: Boolean, premultiplied: Boolean): Converter {
     val sizes = image.sampleModel.sampleSize
     // Of 16 bits the upper 8 are kept; fewer than 8 are stretched to the full range.
-    fun eight(value: Int, band: Int) = if (sizes[band] > 8) value shr (sizes[band] - 8) else value * 255 / ((1 shl sizes[band]) - 1)
+    fun eight(value: Int, band: Int): Int {
+        val bits = sizes[band]
+        return if (bits > 8) value shr (bits - 8) else value * 255 / ((1 shl bits) - 1)
+    }
     return Converter { samples, source, pixels, target ->
         val opacity = if (alpha) eight(samples[source + 3], 3) else 255
         for (channel in 0 until 3) {

@@ -63,7 +63,9 @@ class ImageIoDecoderTest {
 
     @Test
     fun `what is wrong with pixels is said as in Python`() {
-        val names = setOf("half.jpg", "half-progressive.jpg", "half.bmp", "half.tif", "int32.tif", "float32.tif", "several.webp")
+        val names = setOf(
+            "half.jpg", "half-progressive.jpg", "half.bmp", "half.tif", "int32.tif", "float32.tif", "several.webp",
+        )
         val cases = files.filter { it.has("error") && it.name.removePrefix("bad-") in names }
         assertEquals(names.size, cases.size)
         for (case in cases) {
