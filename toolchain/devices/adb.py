@@ -28,7 +28,14 @@ _REASONS = {
     "offline": "plug it in again; over a network: adb disconnect, then adb connect",
 }
 _LOST = "check the cable and that the device is awake; `adb devices` shows whether it is back; then run the same command again"
+# How adb's own complaints begin; a program on the device complains in the same stream.
+_COMPLAINT = re.compile(r"adb: |error: ")
+_GONE = re.compile(r"not found|closed|no devices|connection|\bEOF\b", re.IGNORECASE)
 _WRITABLE = "choose a folder below /data/local/tmp, which adb may write"
+
+
+_NOT_WRITABLE = ("read-only file system", "permission denied", "operation not permitted")
+_IN_THE_WAY = ("not a directory", "file exists", "is a directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,10 @@ class Adb:
             process.communicate()
             raise
         if process.returncode:
-            said = last_line(err.decode(errors="replace") or out.decode(errors="replace"))
+            said = _push_complaint(f"{err.decode(errors='replace')}\n{out.decode(errors='replace')}")
+            if not _is_refusal(said):
+                # Has the device gone? Then this says so.
+                self.shell("true", f"{target} to arrive")
             self.refused(said, target)
 
     def _watch(self, process: subprocess.Popen[bytes], target: str, arrived: Callable[[int], None]) -> tuple[bytes, bytes]:
@@ -142,13 +152,12 @@ class Adb:
         words = said.casefold()
         if full_error(said) is not None:
             raise EnvironmentFault(f"{where}: no space left on the device", "remove something from it, and run the same again")
-        if "read-only file system" in words:
-            raise EnvironmentFault(f"{where}: read-only file system", _WRITABLE)
-        if "permission denied" in words or "operation not permitted" in words:
-            raise EnvironmentFault(f"{where}: permission denied", _WRITABLE)
-        if any(reason in words for reason in ("not a directory", "file exists", "is a directory")):
+        for reason in _NOT_WRITABLE:
+            if reason in words:
+                raise EnvironmentFault(f"{where}: {reason}", _WRITABLE)
+        if any(reason in words for reason in _IN_THE_WAY):
             raise EnvironmentFault(f"{where}: {said}", "something else is in its place: remove it, or choose another folder")
-        self.lost(Done(1, b"", said), f"{place} to arrive")
+        raise EnvironmentFault(f"{where}: {said}", _WRITABLE)
 
     def lost(self, done: Done, what: str) -> NoReturn:
         """Tell that the device went away, or what else adb complained about.
@@ -157,19 +166,28 @@ class Adb:
             EnvironmentFault: always.
         """
         said = last_line(done.err)
-        words = said.casefold()
         for reason, hint in _REASONS.items():
-            if reason in words:
+            if _COMPLAINT.match(said) and reason in said:
                 raise EnvironmentFault(f"device {self.serial} is {reason} (waited for {what})", hint)
-        silent = not done.err.strip() or any(word in words for word in ("not found", "closed", "no devices", "connection"))
-        if silent:
-            raise EnvironmentFault(f"device {self.serial} has gone (waited for {what})", _LOST)
-        raise EnvironmentFault(f"device {self.serial}: adb says: {said} (waited for {what})", _LOST)
+        if _COMPLAINT.match(said) and not _GONE.search(said):
+            raise EnvironmentFault(f"device {self.serial}: adb says: {said} (waited for {what})", _LOST)
+        raise EnvironmentFault(f"device {self.serial} has gone (waited for {what})", _LOST)
+
+
+def _is_refusal(said: str) -> bool:
+    words = said.casefold()
+    return full_error(said) is not None or any(reason in words for reason in (*_NOT_WRITABLE, *_IN_THE_WAY))
+
+
+def _push_complaint(text: str) -> str:
+    """Why `adb push` failed, without the files' names; it ends with a line of statistics whatever happened."""
+    complaints = [line for line in text.splitlines() if _COMPLAINT.match(line)]
+    return re.sub(r"^adb: error: failed to copy '.*' to '.*?': ", "", complaints[0]) if complaints else last_line(text)
 
 
 def marked(script: str) -> str:
     """A script whose end shows in its output, so that a lost connection is no end."""
-    return f"(\n{script}\n)\necho\necho {_MARK}$?"
+    return f"(\n{script}\n)\ncode=$?\necho\necho {_MARK}$code"
 
 
 def command(words: Sequence[str]) -> str:

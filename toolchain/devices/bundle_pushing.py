@@ -29,6 +29,12 @@ from pocketvlm.toolchain.progress import Progress
 
 ROOT = "/data/local/tmp/pocketvlm"
 _PARKED = MANIFEST_NAME + PART
+# Whatever stands in their places, the one is a file afterwards and the other is not there.
+_PARK = f"""
+if [ -f {MANIFEST_NAME} ] && [ ! -L {MANIFEST_NAME} ]; then rm -rf {_PARKED} && mv -f {MANIFEST_NAME} {_PARKED}
+else rm -rf {MANIFEST_NAME}; [ -f {_PARKED} ] || {{ rm -rf {_PARKED}; : > {_PARKED}; }}
+fi
+"""
 
 
 def default_directory(bundle: Bundle) -> str:
@@ -63,8 +69,10 @@ def push_bundle(adb: Adb, bundle: Bundle, directory: str | None, progress: Progr
     difference = compare(folder, [*items, manifest], parked=_PARKED)
     check_space(folder, difference)
     seconds = 0.0
-    if not difference.empty:
-        folder.run(f"mv -f {MANIFEST_NAME} {_PARKED} 2>/dev/null || : > {_PARKED}", "the old manifest to be renamed")
+    if difference.empty:
+        folder.remove([_PARKED])
+    else:
+        folder.run(_PARK, "the old manifest to be renamed")
         last = [replace(item, name=_PARKED) for item in difference.missing if item is manifest]
         first = [item for item in difference.missing if item is not manifest]
         seconds = apply(folder, replace(difference, missing=(*first, *last)), progress)

@@ -119,7 +119,7 @@ class Folder:
         limit = _BASE_S + sum(sizes.values()) / _HASH_BYTES_PER_S
         told = self.run(script, "its files' hashes", stdin=_joined(sizes), limit=limit).out
         rows = [line.split(maxsplit=1) for line in told.splitlines()]
-        return {row[1].strip().removeprefix("*"): row[0] for row in rows if len(row) == 2}
+        return {row[1].strip().removeprefix("./"): row[0] for row in rows if len(row) == 2}
 
     def remove(self, names: Iterable[str]) -> None:
         """Delete files, and the folders that are empty then."""
@@ -149,7 +149,7 @@ class Folder:
         try:
             self.adb.push(item.source, part, tell)
             self._put(item)
-        except EnvironmentFault:
+        except BaseException:
             self._forget(part)
             raise
         arrived(item.bytes - told)

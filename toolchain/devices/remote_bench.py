@@ -128,7 +128,7 @@ echo $runner > {_PID}
 ( while read -r line; do :; done; kill -9 $runner ) <&3 >/dev/null 2>&1 &
 watcher=$!
 exec 3<&-
-wait $runner
+wait $runner 2>/dev/null
 code=$?
 kill $watcher 2>/dev/null
 exit $code
