@@ -307,7 +307,14 @@ def test_doctor_knows_the_phone(call: Call, device: AdbDevice, runner_files: tup
         "runtime for Android", "ONNX Runtime for Android",
     ]  # fmt: skip
     assert all(check["ok"] for check in checks.values())
-    assert "Google Pixel 9" in call("doctor", *DEVICE).out
+    device.path("/services/thermalservice").unlink()
+    device.write("/sys/class/thermal/thermal_zone0/temp", "41500\n")
+    device.write("/sys/class/thermal/thermal_zone0/type", "cpu-0-0\n")
+    device.write("/sys/class/thermal/thermal_zone1/type", "says nothing\n")
+    text = call("doctor", *DEVICE).out
+    assert "Google Pixel 9" in text
+    assert "cpu-0-0 41.5 °C, battery 28.5 °C" in text
+    assert "1.00 GHz, may have 4.32 of 4.32 GHz" in text
 
 
 def test_doctor_says_what_is_wrong_with_it(call: Call, device: AdbDevice, monkeypatch: pytest.MonkeyPatch) -> None:

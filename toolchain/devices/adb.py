@@ -165,11 +165,12 @@ class Adb:
         Raises:
             EnvironmentFault: always.
         """
-        said = last_line(done.err)
+        complaints = [line.strip() for line in done.err.splitlines() if _COMPLAINT.match(line)]
+        said = complaints[-1] if complaints else ""
         for reason, hint in _REASONS.items():
-            if _COMPLAINT.match(said) and reason in said:
+            if reason in said:
                 raise EnvironmentFault(f"device {self.serial} is {reason} (waited for {what})", hint)
-        if _COMPLAINT.match(said) and not _GONE.search(said):
+        if said and not _GONE.search(said):
             raise EnvironmentFault(f"device {self.serial}: adb says: {said} (waited for {what})", _LOST)
         raise EnvironmentFault(f"device {self.serial} has gone (waited for {what})", _LOST)
 

@@ -11,7 +11,7 @@ from pocketvlm.errors import EnvironmentFault
 from pocketvlm.toolchain.devices.adb import Adb
 
 # Seconds that a service of the device gets to describe itself.
-_SERVICE_S = 10
+_SERVICE_S = 10.0
 _PROPERTY = re.compile(r"^\[([^\]]+)\]: \[(.*?)\]\r?$", re.MULTILINE | re.DOTALL)
 _EMULATORS = ("goldfish", "ranchu", "cutf_cvm")
 # PowerManager.THERMAL_STATUS_*, and Temperature.TYPE_* of what is a temperature.
@@ -299,7 +299,7 @@ def _is_emulator(serial: str, properties: Mapping[str, str]) -> bool | None:
 def _service(adb: Adb, name: str) -> str:
     """What a service of the device says of itself; nothing where it does not answer in time."""
     try:
-        answer = adb.shell(f"dumpsys -t {_SERVICE_S - 2} {name} 2>/dev/null", f"its {name}", limit=_SERVICE_S)
+        answer = adb.shell(f"dumpsys -t {max(1, int(_SERVICE_S) - 2)} {name} 2>/dev/null", f"its {name}", limit=_SERVICE_S)
     except EnvironmentFault:
         # A service that hangs is no reason to give up; a device that has gone shows in the next question.
         return ""
