@@ -1,8 +1,8 @@
 """A device for adb on this computer: Debian's adbd, in network, mount and process namespaces of its own.
 
-It is reached over its own loopback and nothing else, through a small `adb` that enters its network first, so its server is not
-the user's. Its root is Debian's, below an overlay that is gone with it; what Android has and Debian has not (getprop, dumpsys,
-app_process, files below /sys) are scripts and files that a test writes.
+It is reached over its own loopback and nothing else, through a small `adb` that enters its network first, so its server is
+not the user's. Its root is Debian's, below an overlay that is gone with it, with Android's shell and tools, mksh and toybox.
+What Android has beyond that (getprop, dumpsys, app_process, files below /sys) are scripts and files that a test writes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ mount -t tmpfs -o size=1g tmpfs "$2/root/data"
 mkdir -p "$2/root/data/local/tmp"
 mount -t proc proc "$2/root/proc"
 mount --rbind /dev "$2/root/dev"
+ln -sf mksh "$2/root/usr/bin/sh"
+ln -s /usr/bin/mksh "$2/root/system/bin/sh"
+for tool in $(chroot "$2/root" toybox); do ln -s /usr/bin/toybox "$2/root/system/bin/$tool"; done
 touch "$2/root/ready"
 # The first process of its namespace: it has to bury the others.
 while :; do sleep 1000 & wait; done
@@ -56,7 +59,7 @@ def require_tools() -> None:
         pytest.fail(
             f"not installed: {', '.join(sorted(set(missing)))}; run `make android-tools` (Debian, Ubuntu)", pytrace=False
         )
-    if not (ROOTFS / ".complete").exists():
+    if not (ROOTFS / "complete").exists():
         if shutil.which("debootstrap") is None:
             pytest.fail("not installed: debootstrap; run `make android-tools` (Debian, Ubuntu)", pytrace=False)
         made = subprocess.run(
@@ -172,7 +175,7 @@ class AdbDevice:
             "env",
             "-i",
             f"ADBD_PORT={PORT}",
-            "PATH=/usr/local/bin:/usr/bin:/bin",
+            "PATH=/usr/local/bin:/system/bin",
         ]
         log = (self._folder / "adbd.log").open("ab")
         with log:
@@ -211,6 +214,16 @@ class AdbDevice:
     def set_read_only(self, read_only: bool) -> None:
         """Let nothing, or everything, be written to /data."""
         self._inside("-m", "mount", "-o", f"remount,{'ro' if read_only else 'rw'}", str(self._mounts / "root/data"))
+
+    def bind(self, source: Path, name: str) -> None:
+        """Let the device see a file or folder of this computer, such as a JVM."""
+        target = self.path(name)
+        if source.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.touch()
+        self._inside("-m", "mount", "--bind", str(source.resolve()), f"{self._mounts}/root{name}")
 
     def write(self, name: str, text: str) -> None:
         """Write a file."""

@@ -32,8 +32,6 @@ _LOST = "check the cable and that the device is awake; `adb devices` shows wheth
 _COMPLAINT = re.compile(r"adb: |error: ")
 _GONE = re.compile(r"not found|closed|no devices|connection|\bEOF\b", re.IGNORECASE)
 _WRITABLE = "choose a folder below /data/local/tmp, which adb may write"
-
-
 _NOT_WRITABLE = ("read-only file system", "permission denied", "operation not permitted")
 _IN_THE_WAY = ("not a directory", "file exists", "is a directory")
 
@@ -157,7 +155,7 @@ class Adb:
                 raise EnvironmentFault(f"{where}: {reason}", _WRITABLE)
         if any(reason in words for reason in _IN_THE_WAY):
             raise EnvironmentFault(f"{where}: {said}", "something else is in its place: remove it, or choose another folder")
-        raise EnvironmentFault(f"{where}: {said}", _WRITABLE)
+        raise EnvironmentFault(f"{where}: {said}", "`pocketvlm doctor --device adb` says whether the device has what is needed")
 
     def lost(self, done: Done, what: str) -> NoReturn:
         """Tell that the device went away, or what else adb complained about.

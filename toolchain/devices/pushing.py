@@ -122,12 +122,11 @@ class Folder:
         return {row[1].strip().removeprefix("./"): row[0] for row in rows if len(row) == 2}
 
     def remove(self, names: Iterable[str]) -> None:
-        """Delete files, and the folders that are empty then."""
-        joined = _joined(names)
-        if joined:
+        """Delete files, and all folders that are empty then."""
+        if joined := _joined(names):
             # A name may be that of a file that has gone already.
             self.run("xargs -0 rm -f --", "files to be removed", stdin=joined)
-            self.run("find . -depth -type d ! -name . -exec rmdir {} + 2>/dev/null; true", "empty folders to be removed")
+        self.run("find . -depth -type d ! -name . -exec rmdir {} + 2>/dev/null; true", "empty folders to be removed")
 
     def send(self, item: Item, arrived: Callable[[int], None]) -> None:
         """Copy a file beside its place, compare it there, and rename it.
@@ -257,6 +256,8 @@ def apply(folder: Folder, difference: Difference, progress: Progress) -> float:
     Raises:
         EnvironmentFault: see `Folder.send`. What has arrived until then stays and is not sent again.
     """
+    if difference.empty:
+        return 0.0
     folder.remove([*difference.surplus, *difference.stale])
     if not difference.missing:
         return 0.0

@@ -6,6 +6,7 @@ ends (a shell beside it waits for that), or when the next benchmark finds it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -31,6 +32,8 @@ _LOAD_S, _QUESTION_S = 300.0, 120.0
 _MAX_RESULT_BYTES = 4 << 20
 _MAX_OUTPUT_BYTES = 1 << 20
 _MAX_LINE = 500
+# Lines of progress that nobody has shown yet; of a flood the rest is left out.
+_MAX_WAITING = 1000
 _POLL_S = 0.5
 _RESULT, _PID = "result.json", "pid"
 _LOGCAT = "`adb -s {serial} logcat -d` shows what Android says about it"
@@ -153,7 +156,7 @@ rm -f {_RESULT} {_RESULT}.part {_PID}
 class _Output:
     """Reads a stream on a thread of its own: its last part is kept, its lines are told."""
 
-    def __init__(self, stream: IO[bytes], lines: queue.SimpleQueue[str] | None = None) -> None:
+    def __init__(self, stream: IO[bytes], lines: queue.Queue[str] | None = None) -> None:
         self._stream = stream
         self._lines = lines
         self._kept = bytearray()
@@ -171,7 +174,8 @@ class _Output:
             # Only the end of a flood is of use.
             del self._kept[: max(0, len(self._kept) - _MAX_OUTPUT_BYTES)]
             if self._lines is not None:
-                self._lines.put(part.decode(errors="replace").rstrip())
+                with contextlib.suppress(queue.Full):
+                    self._lines.put_nowait(part.decode(errors="replace").rstrip())
         self._stream.close()
 
 
@@ -183,7 +187,7 @@ def _run(adb: Adb, script: str, limit: float, progress: Progress) -> Answer:
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    lines: queue.Queue[str] = queue.Queue(_MAX_WAITING)
     output, complaints = _Output(process.stdout), _Output(process.stderr, lines)
     until = time.monotonic() + limit
     try:
