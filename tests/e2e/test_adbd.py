@@ -209,6 +209,7 @@ def test_a_push_goes_on_where_adbd_was_killed(call: Call, device: AdbDevice, bun
     assert 20 * MEGABYTE < part.stat().st_size < 200 * MEGABYTE
     assert device.path(f"{PLACE}/aaa.bin").exists()
     # Neither the old bundle nor the new one is there to be opened.
+    assert not device.path(f"{PLACE}/manifest.json").exists()
     with pytest.raises(BundleError):
         Bundle.open(device.path(PLACE))
     failed_push(call, bundle, f"{SERIAL} .*offline|not connected")
@@ -219,6 +220,18 @@ def test_a_push_goes_on_where_adbd_was_killed(call: Call, device: AdbDevice, bun
     assert found["bytes_sent"] < 201 * MEGABYTE
     assert same(device, bundle)
     assert halves(device) == []
+
+
+def test_what_arrives_otherwise_than_it_was_sent_is_removed(call: Call, device: AdbDevice, bundle: Path) -> None:
+    tool = device.path("/system/bin/sha256sum")
+    tool.unlink()
+    tool.write_text('#!/bin/sh\ncase "$*" in *weights*) echo "0000  $1";; *) toybox sha256sum "$@";; esac\n')
+    tool.chmod(0o755)
+    device.path("/system/bin/toybox").symlink_to("/usr/bin/toybox")
+    failed_push(call, bundle, "bundle/weights.bin: what arrived is not what was sent")
+    assert halves(device) == []
+    assert not device.path(f"{PLACE}/weights.bin").exists()
+    assert not device.path(f"{PLACE}/manifest.json").exists()
 
 
 def test_an_interrupted_push_leaves_no_half_file(device: AdbDevice, bundle: Path) -> None:

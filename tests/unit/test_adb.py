@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -413,6 +414,16 @@ def test_doctor_reports_a_device_that_cannot_be_reached(scripted: ScriptedAdb, c
     assert checks["adb"]["found"] == f"35.0.2-12147458, {scripted.folder}/adb"
     assert checks["device"]["found"] == "no device is connected"
     assert "device: no device is connected, needed is one that answers" in result.err
+
+
+@pytest.mark.parametrize("module", ["doctor", "bench", "push"])
+def test_a_command_can_say_which_package_is_missing(module: str) -> None:
+    code = (
+        f"import sys; import pocketvlm.toolchain.commands.{module};"
+        "sys.exit(str({'numpy', 'onnxruntime', 'tokenizers', 'PIL'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr.strip()) == ("", "")
 
 
 def test_doctor_without_adb(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

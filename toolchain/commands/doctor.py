@@ -17,7 +17,7 @@ from pocketvlm.toolchain.backends import BACKENDS, family
 from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
 from pocketvlm.toolchain.devices import HOST, ability, split
-from pocketvlm.toolchain.devices.examination import Examined
+from pocketvlm.toolchain.devices.report import Examined
 from pocketvlm.toolchain.packages import NEEDED_FOR, Package, check_packages
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from pocketvlm.errors import EnvironmentFault
 from pocketvlm.toolchain.backends.checks import Check
@@ -12,6 +11,7 @@ from pocketvlm.toolchain.devices.adb import Adb
 from pocketvlm.toolchain.devices.adb_program import find_adb
 from pocketvlm.toolchain.devices.bundle_pushing import ROOT
 from pocketvlm.toolchain.devices.properties import Condition, Identity, free_bytes, read_condition, read_identity
+from pocketvlm.toolchain.devices.report import Examined
 from pocketvlm.toolchain.devices.runner_files import ABIS, find_archive, find_runner
 from pocketvlm.toolchain.devices.selection import choose_device
 
@@ -20,21 +20,6 @@ _LEAST_API = 26
 # The runtime and ONNX Runtime's libraries.
 _LEAST_FREE = 100_000_000
 _TOOLS = ("find", "xargs", "stat", "wc", "sha256sum", "df")
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """What doctor says about a device.
-
-    Attributes:
-        facts: what it tells about itself, as plain data; empty where it cannot be reached.
-        lines: the same for a reader.
-        checks: what has to be right for a bundle to be measured there.
-    """
-
-    facts: dict[str, Any]
-    lines: tuple[tuple[str, str], ...]
-    checks: tuple[Check, ...]
 
 
 def examine(address: str | None, target: str | None) -> Examined:

@@ -1,10 +1,12 @@
-"""What `pocketvlm bench` is asked for and what it finds, wherever it runs."""
+"""What `pocketvlm bench` is asked for, and what it and `pocketvlm doctor` find, whatever the device."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from pocketvlm.toolchain.backends.checks import Check
 
 # Name of a figure -> median, and the sample standard deviation of more than one run.
 Figures = dict[str, dict[str, float | None]]
@@ -107,3 +109,18 @@ class BenchReport:
         found = asdict(self)
         del found["remarks"]
         return {name: value for name, value in found.items() if value is not None or name not in ("runtime", "device")}
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What doctor says about a device.
+
+    Attributes:
+        facts: what it tells about itself, as plain data; empty where it cannot be reached.
+        lines: the same for a reader.
+        checks: what has to be right for a bundle to be measured there.
+    """
+
+    facts: dict[str, Any]
+    lines: tuple[tuple[str, str], ...]
+    checks: tuple[Check, ...]
