@@ -223,6 +223,7 @@ def test_a_push_goes_on_where_adbd_was_killed(call: Call, device: AdbDevice, bun
 
 
 def test_what_arrives_otherwise_than_it_was_sent_is_removed(call: Call, device: AdbDevice, bundle: Path) -> None:
+    push(call, bundle)
     tool = device.path("/system/bin/sha256sum")
     tool.unlink()
     tool.write_text('#!/bin/sh\ncase "$*" in *weights*) echo "0000  $1";; *) toybox sha256sum "$@";; esac\n')
