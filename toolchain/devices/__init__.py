@@ -1,0 +1,1 @@
+"""What a bundle can run on beside this computer's own processor: one module per kind of device."""
