@@ -5,7 +5,7 @@
 
 The first measures single operators, the second the logits of whole decoders, over English text (Python's language reference):
 half of the tokens are prefilled, the logits after each of the others are compared. Everything runs under QEMU's user-mode
-emulation, so only numbers are measured, no speed.
+emulation, so only numbers are measured, no speed. The yardstick is another x86 processor, with older kernels.
 """
 
 from __future__ import annotations
@@ -27,23 +27,27 @@ from onnx import TensorProto, helper, numpy_helper
 from pocketvlm.runtime.bundle import Bundle
 from pocketvlm.runtime.tokenizer import Tokenizer
 from pocketvlm.toolchain.backends.onnx_graph import IR_VERSION
+from pocketvlm.toolchain.devices.aarch64_root import cache_folder, emulator
 from pocketvlm.toolchain.devices.qemu import CPU_MODELS, Emulation
 from pocketvlm.toolchain.quantize.calibration_text import held_out_text
 
 Array = NDArray[Any]
 WORKER = Path(__file__).resolve().parent / "aarch64_worker.py"
 KERNELS = ("faithful", "fastest")
+# This computer's processor, and one of the same family with older kernels (AVX2): how far apart these are is the measure.
+HERE, OTHER_X86 = "x86", "EPYC-Milan"
 INPUTS, OUTPUTS, BLOCK, SIDE = 576, 192, 32, 24
 ROWS = {"one row": 1, "40 rows": 40}
 
 
-def run(job: dict[str, Any], cpu: str | None, seconds: float) -> dict[str, Array]:
+def run(job: dict[str, Any], cpu: str, seconds: float) -> dict[str, Array]:
     """What the worker finds on an emulated processor, or on this one."""
     with tempfile.TemporaryDirectory(prefix="pocketvlm-aarch64-") as name:
         out, file = Path(name) / "out.npz", Path(name) / "job.json"
         file.write_text(json.dumps({**job, "out": str(out)}), encoding="utf-8")
-        if cpu is None:
-            subprocess.run([sys.executable, str(WORKER), str(file)], check=True, timeout=seconds)
+        if cpu in (HERE, OTHER_X86):
+            emulated = [str(emulator(cache_folder(), "x86_64")), "-cpu", cpu] if cpu == OTHER_X86 else []
+            subprocess.run([*emulated, sys.executable, str(WORKER), str(file)], check=True, timeout=seconds)
         elif code := Emulation(cpu).run_python([str(WORKER), str(file)], seconds=seconds).returncode:
             raise SystemExit(f"error: the worker on {cpu} ended with exit code {code}")
         with np.load(out) as found:
@@ -137,14 +141,14 @@ def measure_operators(cpus: list[str], seconds: float) -> list[dict[str, Any]]:
     """One row per operator and input: errors against float64, and distances from x86."""
     with tempfile.TemporaryDirectory(prefix="pocketvlm-operators-") as name:
         truths = write_operators(Path(name))
-        runs = {("x86", "faithful"): run({"operators": name, "options": {}}, None, seconds)}
+        runs = {(HERE, ""): run({"operators": name, "options": {}}, HERE, seconds)}
         for cpu in cpus:
             for kernels in KERNELS:
                 job = {"operators": name, "options": {"arm_kernels": kernels}}
                 runs[cpu, kernels] = run(job, cpu, seconds)
                 if runs[cpu, kernels]["saturating"]:
                     raise SystemExit(f"error: products of bytes saturate on {cpu}")
-    here = runs["x86", "faithful"]
+    here = runs[HERE, ""]
     return [
         {
             "operator": operator, "input": case, "processor": cpu, "kernels": kernels,
@@ -175,16 +179,18 @@ def measure_decoders(reference: Path, bundles: list[Path], cpus: list[str], coun
     """One row per bundle, processor and choice of kernels, against float32 and against the same bundle on x86."""
     ids = Tokenizer.of(Bundle.open(reference, verify=False)).encode(held_out_text(), special=False)[:count]
     task: dict[str, Any] = {"tokens": ids, "prompt": count // 2}
-    exact = run({**task, "bundle": str(reference.absolute()), "options": {}}, None, seconds)["logits"]
+    exact = run({**task, "bundle": str(reference.absolute()), "options": {}}, HERE, seconds)["logits"]
     rows = []
     for bundle in bundles:
         job = {**task, "bundle": str(bundle.absolute())}
-        here = run({**job, "options": {}}, None, seconds)["logits"]
-        runs = {("x86", "faithful"): here}
+        here = run({**job, "options": {}}, HERE, seconds)["logits"]
+        runs = {(HERE, ""): here}
         for cpu in cpus:
-            for kernels in KERNELS:
-                runs[cpu, kernels] = run({**job, "options": {"arm_kernels": kernels}}, cpu, seconds)["logits"]
-                print(f"{bundle.name}, {cpu}, {kernels}: {compared(here, runs[cpu, kernels])}", file=sys.stderr, flush=True)
+            for kernels in KERNELS if cpu in CPU_MODELS else ("",):
+                options = {"arm_kernels": kernels} if kernels else {}
+                runs[cpu, kernels] = found = run({**job, "options": options}, cpu, seconds)["logits"]
+                told = json.dumps({"to_float32": compared(exact, found), "to_x86": compared(here, found)})
+                print(f"{bundle.name}, {cpu} {kernels}: {told}", file=sys.stderr, flush=True)
         rows += [
             {"bundle": bundle.name, "processor": cpu, "kernels": kernels, "positions": len(found),
              "to_float32": compared(exact, found), "to_x86": compared(here, found)}
@@ -216,16 +222,16 @@ FORMS = {"kl": ".5f", "top1": ".1%", "rms": ".2%"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="*", help="the float32 bundle, then others of the same checkpoint")
-    parser.add_argument("--cpu", action="append", choices=list(CPU_MODELS), help="only these processors")
+    parser.add_argument("--cpu", action="append", choices=[*CPU_MODELS, OTHER_X86], help="only these processors")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--minutes", type=float, default=60, help="limit of one run")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    cpus, seconds = arguments.cpu or list(CPU_MODELS), arguments.minutes * 60
+    cpus, seconds = arguments.cpu or [*CPU_MODELS, OTHER_X86], arguments.minutes * 60
     if len(arguments.bundles) == 1 or arguments.tokens < 4 or not math.isfinite(seconds):
         parser.error("give a float32 bundle and at least one other, and at least 4 tokens")
     if not arguments.bundles:
-        rows = measure_operators(cpus, seconds)
+        rows = measure_operators([cpu for cpu in cpus if cpu in CPU_MODELS], seconds)
     else:
         rows = measure_decoders(arguments.bundles[0], arguments.bundles[1:], cpus, arguments.tokens, seconds)
     if arguments.json:

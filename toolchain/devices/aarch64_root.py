@@ -34,6 +34,8 @@ JAVA_PACKAGES = ("openjdk-21-jre-headless", "libstdc++6")
 # The runtime's packages, and those of `pocketvlm bench`.
 WHEELS = ("numpy", "pillow", "tokenizers", "onnxruntime", "typer", "rich", "psutil")
 _WHEEL_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
+# Programs of the package that are kept; the second is for comparing kernels of x86 processors with each other.
+PROCESSORS = ("aarch64", "x86_64")
 _TOOLS = {"apt-get": "apt", "dpkg": "dpkg", "dpkg-deb": "dpkg"}
 _INSTALL = "on Debian or Ubuntu: apt-get install apt dpkg debian-archive-keyring"
 _STEP_SECONDS = 900.0
@@ -63,8 +65,8 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "pocketvlm" / "aarch64"
 
 
-def emulator(cache: Path) -> Path:
-    """The program `qemu-aarch64`, prepared if it is not yet there.
+def emulator(cache: Path, processor: str = "aarch64") -> Path:
+    """The program `qemu-aarch64`, or that of another of `PROCESSORS`, prepared if it is not yet there.
 
     Raises:
         EnvironmentFault: a Debian package is missing on this computer, or a download failed.
@@ -76,17 +78,25 @@ def emulator(cache: Path) -> Path:
         with subprocess.Popen(unpacking, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
             try:
                 with tarfile.open(fileobj=child.stdout, mode="r|") as packed:
-                    member = next((item for item in packed if item.name.endswith("/bin/qemu-aarch64")), None)
-                    content = None if member is None else packed.extractfile(member)
-                    if content is None:
-                        raise EnvironmentFault(f"{archive.name}: no qemu-aarch64 in it")
-                    with (folder / "qemu-aarch64").open("wb") as program:
-                        shutil.copyfileobj(content, program)
+                    _extract(packed, {f"./usr/bin/qemu-{name}" for name in PROCESSORS}, folder)
             finally:
                 child.kill()
-        (folder / "qemu-aarch64").chmod(0o755)
 
-    return _kept(cache, "qemu", (SUITE,), build) / "qemu-aarch64"
+    return _kept(cache, "qemu", (SUITE, *PROCESSORS), build) / f"qemu-{processor}"
+
+
+def _extract(packed: tarfile.TarFile, wanted: set[str], folder: Path) -> None:
+    """Write programs of an archive that is read once, from its start to its end."""
+    for member in packed:
+        content = packed.extractfile(member) if member.name in wanted and member.isfile() else None
+        if content is not None:
+            program = folder / Path(member.name).name
+            with program.open("wb") as file:
+                shutil.copyfileobj(content, file)
+            program.chmod(0o755)
+            wanted.remove(member.name)
+    if wanted:
+        raise EnvironmentFault(f"Debian's qemu-user lacks {', '.join(sorted(wanted))}")
 
 
 def python_root(cache: Path) -> Root:
