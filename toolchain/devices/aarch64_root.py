@@ -126,7 +126,11 @@ def java_root(cache: Path) -> Root:
     Raises:
         EnvironmentFault: see `emulator`.
     """
-    folder = _kept(cache, "java", (SUITE, *JAVA_PACKAGES), lambda folder: void(_unpacked(folder, JAVA_PACKAGES)))
+
+    def build(folder: Path) -> None:
+        _unpacked(folder, JAVA_PACKAGES)
+
+    folder = _kept(cache, "java", (SUITE, *JAVA_PACKAGES), build)
     return Root(folder / "root", folder / "site")
 
 
@@ -138,10 +142,6 @@ def python_program(root: Path) -> Path:
 def java_program(root: Path) -> Path:
     """The `java` in `root`."""
     return next(iter(sorted(root.glob("usr/lib/jvm/java-*-openjdk-arm64/bin/java"))))
-
-
-def void(_: object) -> None:
-    """Nothing."""
 
 
 def _kept(cache: Path, name: str, parts: Sequence[str], build: Callable[[Path], None]) -> Path:
