@@ -3,8 +3,8 @@
     python benchmarks/kotlin.py build/demo-bundle
     python benchmarks/kotlin.py build/bench/int8-cache --prompt-tokens 1536 --new-tokens 64 --threads 2
 
-Needs what `mvn package` builds of runtime/kotlin. The processes are `pocketvlm bench` and `dev.pocketvlm.runner.Main`, which ask
-the same questions and warm up alike; a JVM compiles its code while it runs, and one warm-up run does not end that.
+Needs what `mvn package` builds of runtime/kotlin. The processes are `pocketvlm bench` and `dev.pocketvlm.runner.Main`, which
+ask the same questions and warm up alike; a JVM compiles its code while it runs, and one warm-up run does not end that.
 """
 
 from __future__ import annotations

@@ -251,7 +251,8 @@ def _bench(
     device: Annotated[
         str,
         device_option(
-            "Where to measure: host, this computer; adb, the phone or emulator that is connected; adb:SERIAL, one of several."
+            "Where to measure: host, this computer; adb, the phone or emulator that is connected; adb:SERIAL, one of several; "
+            "qemu-aarch64, an emulated ARM processor, for correctness alone."
         ),
     ] = "host",
     timeout: Annotated[

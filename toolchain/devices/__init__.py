@@ -21,6 +21,7 @@ DEVICES = Registry(
     {
         HOST: "pocketvlm.toolchain.devices.host",
         "adb": "pocketvlm.toolchain.devices.android",
+        "qemu-aarch64": "pocketvlm.toolchain.devices.qemu",
     },
 )
 
