@@ -4,7 +4,7 @@ import com.google.gson.stream.JsonReader
 import com.google.gson.stream.JsonToken
 
 /** Reads the model of a tokenizer.json, whose vocabulary and merges are most of the file. */
-internal class ModelReader(private val reader: JsonReader) {
+internal class ModelReader(private val reader: JsonReader, private val fileSize: Long) {
     private val settings = mutableMapOf<String, Any?>()
     private var vocabulary: Vocabulary? = null
     private var scores: DoubleArray? = null
@@ -35,7 +35,7 @@ internal class ModelReader(private val reader: JsonReader) {
     }
 
     private fun readIds(): Vocabulary {
-        val builder = Vocabulary.Builder()
+        val builder = Vocabulary.Builder(expectedTokens())
         reader.beginObject()
         while (reader.hasNext()) {
             val token = reader.nextName()
@@ -46,8 +46,11 @@ internal class ModelReader(private val reader: JsonReader) {
         return builder.build()
     }
 
+    /** Tables that are large enough from the beginning need not grow. */
+    private fun expectedTokens(): Int = (fileSize / BYTES_PER_TOKEN).coerceIn(1L shl 10, 1L shl 18).toInt()
+
     private fun readScores() {
-        val builder = Vocabulary.Builder(lastWins = true)
+        val builder = Vocabulary.Builder(expectedTokens(), lastWins = true)
         var found = DoubleArray(1 shl 10)
         var size = 0
         reader.beginArray()
@@ -120,6 +123,7 @@ internal class ModelReader(private val reader: JsonReader) {
 
     private companion object {
         const val MOST_SHOWN = 40
+        const val BYTES_PER_TOKEN = 64
         val SETTINGS = setOf(
             "type", "dropout", "unk_token", "unk_id", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
             "ignore_merges", "max_input_chars_per_word",
@@ -134,8 +138,8 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
     private val texts = ArrayList<String>()
 
     fun table(vocabulary: Vocabulary, prefix: String): MergeTable {
-        val builder = MergeTable.Builder()
         val count = if (this.vocabulary === vocabulary) size else texts.size
+        val builder = MergeTable.Builder(count / 2)
         for (index in 0 until count step 2) {
             val left = if (this.vocabulary === vocabulary) pairs[index] else id(vocabulary, texts[index])
             val right = if (this.vocabulary === vocabulary) pairs[index + 1] else id(vocabulary, texts[index + 1])
@@ -150,7 +154,7 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
         if (prefix.isNotEmpty() && !end.startsWith(prefix)) {
             throw MalformedTokenizer("the merge of '${begin.take(MOST_SHOWN)}' and '${end.take(MOST_SHOWN)}' lacks the prefix '$prefix'")
         }
-        val result = vocabulary.findJoined(begin, end, prefix.length)
+        val result = vocabulary.findJoined(begin, end, prefix.length, end.length, vocabulary.hash(left))
         if (result < 0) {
             throw MalformedTokenizer("'${begin.take(MOST_SHOWN)}' and '${end.take(MOST_SHOWN)}' merge into what is no token")
         }

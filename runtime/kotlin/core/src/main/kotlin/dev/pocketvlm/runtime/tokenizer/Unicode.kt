@@ -64,11 +64,10 @@ internal object Unicode {
 internal fun String.isWellFormed(): Boolean {
     var index = 0
     while (index < length) {
-        if (this[index].isSurrogate()) {
-            val pair = this[index].isHighSurrogate() && index + 1 < length && this[index + 1].isLowSurrogate()
-            if (!pair) return false
-            index++
-        }
+        val char = this[index++]
+        if (char < Char.MIN_SURROGATE || char > Char.MAX_SURROGATE) continue
+        val pair = char.isHighSurrogate() && index < length && this[index].isLowSurrogate()
+        if (!pair) return false
         index++
     }
     return true
