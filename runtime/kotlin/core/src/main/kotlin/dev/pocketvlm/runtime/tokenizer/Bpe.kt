@@ -70,7 +70,11 @@ internal class Bpe(
 }
 
 /** Which pairs of tokens are merged, in which order, and into what. */
-internal class MergeTable private constructor(private val keys: LongArray, private val ranks: IntArray, private val results: IntArray) {
+internal class MergeTable private constructor(
+    private val keys: LongArray,
+    private val ranks: IntArray,
+    private val results: IntArray,
+) {
     private val shift = Hash.shift(keys.size)
 
     /** Where the pair stands in the table, or -1. */

@@ -39,7 +39,9 @@ internal class ModelReader(private val reader: JsonReader, private val fileSize:
         reader.beginObject()
         while (reader.hasNext()) {
             val token = reader.nextName()
-            if (reader.peek() != JsonToken.NUMBER) throw MalformedTokenizer("the id of the token '${token.take(MOST_SHOWN)}' is no number")
+            if (reader.peek() != JsonToken.NUMBER) {
+                throw MalformedTokenizer("the id of the token '${token.take(MOST_SHOWN)}' is no number")
+            }
             builder.add(token, reader.nextInt())
         }
         reader.endObject()
@@ -119,7 +121,8 @@ internal class ModelReader(private val reader: JsonReader, private val fileSize:
         return Unigram(vocabulary, scores, unknown, fields.boolean("byte_fallback", false))
     }
 
-    private fun text(name: String): String? = settings[name]?.let { it as? String ?: throw MalformedTokenizer("model.$name is not a text") }
+    private fun text(name: String): String? =
+        settings[name]?.let { it as? String ?: throw MalformedTokenizer("model.$name is not a text") }
 
     private companion object {
         const val MOST_SHOWN = 40
@@ -179,7 +182,9 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
     /** A merge as "a b". */
     private fun addLine(line: String) {
         val space = line.indexOf(' ')
-        if (space < 0 || line.indexOf(' ', space + 1) >= 0) throw MalformedTokenizer("the merge '${line.take(MOST_SHOWN)}' is not two tokens")
+        if (space < 0 || line.indexOf(' ', space + 1) >= 0) {
+            throw MalformedTokenizer("the merge '${line.take(MOST_SHOWN)}' is not two tokens")
+        }
         if (vocabulary == null) return add(line.substring(0, space), line.substring(space + 1))
         val left = vocabulary.find(line, 0, space)
         val right = vocabulary.find(line, space + 1, line.length)

@@ -38,7 +38,8 @@ public class Tokenizer internal constructor(internal val pipeline: Pipeline) {
         Collections.unmodifiableMap(tokens.entries.associate { (id, token) -> token.content to id })
 
     /** The added tokens that are marked as special: [decode] leaves them out. */
-    public val specialTokens: Set<String> = Collections.unmodifiableSet(flags.values.filter { it.special }.map { it.content }.toSet())
+    public val specialTokens: Set<String> =
+        Collections.unmodifiableSet(flags.values.filter { it.special }.map { it.content }.toSet())
 
     /** Ids of [specialTokens]. */
     public val specialIds: Set<Int> = Collections.unmodifiableSet(tokens.filterValues { it.special }.keys.toSet())

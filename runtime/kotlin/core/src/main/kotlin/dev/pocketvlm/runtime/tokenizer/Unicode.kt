@@ -8,7 +8,7 @@ internal object Unicode {
     private val categories = parse(UnicodeTables.CATEGORIES)
     private val scripts = parse(UnicodeTables.SCRIPTS)
     private val quirks = parse(UnicodeTables.QUIRKS)
-    private val unassigned by lazy { categories.values.fold(CodePointSet.EMPTY) { set, lazySet -> set or lazySet.value }.inverse() - SURROGATES }
+    private val unassigned by lazy { union(*categories.keys.toTypedArray()).inverse() - SURROGATES }
 
     /** White_Space: what Rust's `char::is_whitespace` and Oniguruma's `\s` mean. */
     val WHITE_SPACE: CodePointSet = CodePointSet.ofBounds(

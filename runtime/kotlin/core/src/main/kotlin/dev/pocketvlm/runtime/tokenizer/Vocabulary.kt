@@ -47,7 +47,8 @@ internal class Vocabulary private constructor(
             if (entry == 0) return -1
             if (hashes[entry - 1] == hash) {
                 val token = tokens[entry - 1]!!
-                val equal = token.length == length && token.startsWith(left) && token.regionMatches(left.length, text, from, to - from)
+                val equal = token.length == length && token.startsWith(left) &&
+                    token.regionMatches(left.length, text, from, to - from)
                 if (equal) return entry - 1
             }
             slot = slot + 1 and table.size - 1
@@ -68,14 +69,15 @@ internal class Vocabulary private constructor(
         private var longest = 0
 
         fun add(token: String, id: Int) {
-            if (id !in 0..MOST_ID) throw MalformedTokenizer("the id $id of the token '${token.take(MOST_SHOWN)}' is not in 0..$MOST_ID")
+            val shown = token.take(MOST_SHOWN)
+            if (id !in 0..MOST_ID) throw MalformedTokenizer("the id $id of the token '$shown' is not in 0..$MOST_ID")
             if (id >= tokens.size) {
                 val room = maxOf(id + 1, minOf(tokens.size * 2, MOST_ID + 1))
                 tokens = tokens.copyOf(room)
                 hashes = hashes.copyOf(room)
             }
             if (tokens[id] != null) {
-                throw MalformedTokenizer("two tokens have the id $id: '${tokens[id]!!.take(MOST_SHOWN)}', '${token.take(MOST_SHOWN)}'")
+                throw MalformedTokenizer("two tokens have the id $id: '${tokens[id]!!.take(MOST_SHOWN)}', '$shown'")
             }
             if ((entries + 1) * 2 > table.size) grow()
             tokens[id] = token
