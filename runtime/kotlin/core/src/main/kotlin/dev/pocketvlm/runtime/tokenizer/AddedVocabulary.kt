@@ -73,13 +73,19 @@ internal class AddedVocabulary private constructor(
     fun extract(text: String): List<Segment> {
         val segments = mutableListOf<Segment>()
         for (segment in cut(Piece(text), plain)) {
-            if (segment.id >= 0) segments += segment else segments += cut(normalizer?.normalize(segment.piece) ?: segment.piece, normalized)
+            if (segment.id >= 0) {
+                segments += segment
+            } else {
+                segments += cut(normalizer?.normalize(segment.piece) ?: segment.piece, normalized)
+            }
         }
         return segments
     }
 
     private fun matcher(wanted: (AddedToken) -> Boolean): TokenMatcher? {
-        val contents = tokens.filterValues(wanted).mapValues { (id, token) -> if (token.normalized) normalForms[id] ?: token.content else token.content }
+        val contents = tokens.filterValues(wanted).mapValues { (id, token) ->
+            if (token.normalized) normalForms[id] ?: token.content else token.content
+        }
         return if (contents.isEmpty()) null else TokenMatcher(contents)
     }
 

@@ -70,7 +70,11 @@ internal class Bpe(
 }
 
 /** Which pairs of tokens are merged, in which order, and into what. */
-internal class MergeTable private constructor(private val keys: LongArray, private val ranks: IntArray, private val results: IntArray) {
+internal class MergeTable private constructor(
+    private val keys: LongArray,
+    private val ranks: IntArray,
+    private val results: IntArray,
+) {
     private val shift = Hash.shift(keys.size)
 
     /** Where the pair stands in the table, or -1. */
@@ -88,10 +92,11 @@ internal class MergeTable private constructor(private val keys: LongArray, priva
 
     fun result(slot: Int): Int = results[slot]
 
-    class Builder {
-        private var keys = LongArray(1 shl 11) { FREE }
-        private var ranks = IntArray(1 shl 11)
-        private var results = IntArray(1 shl 11)
+    /** @param expected about how many merges there will be. */
+    class Builder(expected: Int) {
+        private var keys = LongArray(Integer.highestOneBit(maxOf(FEWEST, expected)) * 4).also { it.fill(FREE) }
+        private var ranks = IntArray(keys.size)
+        private var results = IntArray(keys.size)
         private var size = 0
 
         /** A pair that comes again takes the later rank. */
@@ -119,7 +124,7 @@ internal class MergeTable private constructor(private val keys: LongArray, priva
             val oldKeys = keys
             val oldRanks = ranks
             val oldResults = results
-            keys = LongArray(oldKeys.size * 2) { FREE }
+            keys = LongArray(oldKeys.size * 2).also { it.fill(FREE) }
             ranks = IntArray(keys.size)
             results = IntArray(keys.size)
             size = 0
@@ -129,6 +134,7 @@ internal class MergeTable private constructor(private val keys: LongArray, priva
 
     private companion object {
         const val FREE = -1L
+        const val FEWEST = 16
 
         fun key(left: Int, right: Int): Long = left.toLong() shl 32 or right.toLong()
     }

@@ -5,7 +5,8 @@ import java.text.Normalizer.Form
 /** The type of a component, and what is said if there is no such component. */
 private fun Fields.type(): String = string("type")
 
-private fun Fields.unsupported(kind: String): Nothing = throw MalformedTokenizer("the $kind '${type().take(40)}' is not supported")
+private fun Fields.unsupported(kind: String): Nothing =
+    throw MalformedTokenizer("the $kind '${type().take(40)}' is not supported")
 
 /** {"String": ...} or {"Regex": ...}. */
 private fun Fields.pattern(): TextPattern {
@@ -90,7 +91,7 @@ internal object PreTokenizerReader {
         "CharDelimiterSplit" -> CharacterSplit(CodePointSet.of(fields.character("delimiter").codePointAt(0)), SplitBehavior.REMOVED)
         "UnicodeScripts" -> UnicodeScriptsPreTokenizer
         "FixedLength" -> FixedLengthPreTokenizer(
-            if ("length" in fields) fields.integer("length").also { if (it == 0) fields.fail("length", "positive") } else DEFAULT_LENGTH,
+            if ("length" !in fields) DEFAULT_LENGTH else fields.integer("length").also { if (it == 0) fields.fail("length", "positive") },
         )
         else -> fields.unsupported("pre-tokenizer")
     }

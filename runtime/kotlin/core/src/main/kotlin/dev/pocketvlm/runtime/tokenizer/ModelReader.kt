@@ -4,7 +4,7 @@ import com.google.gson.stream.JsonReader
 import com.google.gson.stream.JsonToken
 
 /** Reads the model of a tokenizer.json, whose vocabulary and merges are most of the file. */
-internal class ModelReader(private val reader: JsonReader) {
+internal class ModelReader(private val reader: JsonReader, private val fileSize: Long) {
     private val settings = mutableMapOf<String, Any?>()
     private var vocabulary: Vocabulary? = null
     private var scores: DoubleArray? = null
@@ -35,19 +35,24 @@ internal class ModelReader(private val reader: JsonReader) {
     }
 
     private fun readIds(): Vocabulary {
-        val builder = Vocabulary.Builder()
+        val builder = Vocabulary.Builder(expectedTokens())
         reader.beginObject()
         while (reader.hasNext()) {
             val token = reader.nextName()
-            if (reader.peek() != JsonToken.NUMBER) throw MalformedTokenizer("the id of the token '${token.take(MOST_SHOWN)}' is no number")
+            if (reader.peek() != JsonToken.NUMBER) {
+                throw MalformedTokenizer("the id of the token '${token.take(MOST_SHOWN)}' is no number")
+            }
             builder.add(token, reader.nextInt())
         }
         reader.endObject()
         return builder.build()
     }
 
+    /** Tables that are large enough from the beginning need not grow. */
+    private fun expectedTokens(): Int = (fileSize / BYTES_PER_TOKEN).coerceIn(1L shl 10, 1L shl 18).toInt()
+
     private fun readScores() {
-        val builder = Vocabulary.Builder(lastWins = true)
+        val builder = Vocabulary.Builder(expectedTokens(), lastWins = true)
         var found = DoubleArray(1 shl 10)
         var size = 0
         reader.beginArray()
@@ -116,10 +121,12 @@ internal class ModelReader(private val reader: JsonReader) {
         return Unigram(vocabulary, scores, unknown, fields.boolean("byte_fallback", false))
     }
 
-    private fun text(name: String): String? = settings[name]?.let { it as? String ?: throw MalformedTokenizer("model.$name is not a text") }
+    private fun text(name: String): String? =
+        settings[name]?.let { it as? String ?: throw MalformedTokenizer("model.$name is not a text") }
 
     private companion object {
         const val MOST_SHOWN = 40
+        const val BYTES_PER_TOKEN = 64
         val SETTINGS = setOf(
             "type", "dropout", "unk_token", "unk_id", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
             "ignore_merges", "max_input_chars_per_word",
@@ -134,8 +141,8 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
     private val texts = ArrayList<String>()
 
     fun table(vocabulary: Vocabulary, prefix: String): MergeTable {
-        val builder = MergeTable.Builder()
         val count = if (this.vocabulary === vocabulary) size else texts.size
+        val builder = MergeTable.Builder(count / 2)
         for (index in 0 until count step 2) {
             val left = if (this.vocabulary === vocabulary) pairs[index] else id(vocabulary, texts[index])
             val right = if (this.vocabulary === vocabulary) pairs[index + 1] else id(vocabulary, texts[index + 1])
@@ -150,7 +157,7 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
         if (prefix.isNotEmpty() && !end.startsWith(prefix)) {
             throw MalformedTokenizer("the merge of '${begin.take(MOST_SHOWN)}' and '${end.take(MOST_SHOWN)}' lacks the prefix '$prefix'")
         }
-        val result = vocabulary.findJoined(begin, end, prefix.length)
+        val result = vocabulary.findJoined(begin, end, prefix.length, end.length, vocabulary.hash(left))
         if (result < 0) {
             throw MalformedTokenizer("'${begin.take(MOST_SHOWN)}' and '${end.take(MOST_SHOWN)}' merge into what is no token")
         }
@@ -175,7 +182,9 @@ internal class MergeList private constructor(private val vocabulary: Vocabulary?
     /** A merge as "a b". */
     private fun addLine(line: String) {
         val space = line.indexOf(' ')
-        if (space < 0 || line.indexOf(' ', space + 1) >= 0) throw MalformedTokenizer("the merge '${line.take(MOST_SHOWN)}' is not two tokens")
+        if (space < 0 || line.indexOf(' ', space + 1) >= 0) {
+            throw MalformedTokenizer("the merge '${line.take(MOST_SHOWN)}' is not two tokens")
+        }
         if (vocabulary == null) return add(line.substring(0, space), line.substring(space + 1))
         val left = vocabulary.find(line, 0, space)
         val right = vocabulary.find(line, space + 1, line.length)

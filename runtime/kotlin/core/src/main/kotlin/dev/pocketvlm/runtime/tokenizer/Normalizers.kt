@@ -60,7 +60,8 @@ internal class NormalForm(private val form: Form) : Normalizer {
         }
     }
 
-    private fun normalize(codePoint: Int, form: Form): String = UnicodeNormalizer.normalize(String(Character.toChars(codePoint)), form)
+    private fun normalize(codePoint: Int, form: Form): String =
+        UnicodeNormalizer.normalize(String(Character.toChars(codePoint)), form)
 
     private companion object {
         const val FIRST_CHANGED = 0xA0

@@ -60,7 +60,8 @@ internal class Piece private constructor(
 
         fun finish(): Piece {
             val result = builder.toString()
-            return if (result == text) this@Piece else Piece(result, start, 0, newBegins.copyOf(result.length), newEnds.copyOf(result.length))
+            if (result == text) return this@Piece
+            return Piece(result, start, 0, newBegins.copyOf(result.length), newEnds.copyOf(result.length))
         }
 
         private fun fill(begin: Int, end: Int) {
@@ -95,7 +96,11 @@ internal class Transformation(private val piece: Piece) {
      */
     fun put(codePoint: Int, change: Int) {
         if (change <= 0) skip()
-        if (last < 0) editor.append(String(Character.toChars(codePoint)), piece.start, piece.start) else editor.append(codePoint, last)
+        if (last < 0) {
+            editor.append(String(Character.toChars(codePoint)), piece.start, piece.start)
+        } else {
+            editor.append(codePoint, last)
+        }
         repeat(-change) { skip() }
     }
 

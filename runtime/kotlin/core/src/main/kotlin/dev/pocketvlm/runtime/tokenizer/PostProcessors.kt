@@ -34,7 +34,7 @@ internal class TemplatePostProcessor(private val single: List<TemplatePart>, pri
     }
 
     private fun special(part: TemplatePart.Special): Encoding =
-        Encoding().also { encoding -> part.ids.forEachIndexed { index, id -> encoding.add(id, 0, 0, part.tokens[index], isAdded = true) } }
+        Encoding().apply { part.ids.forEachIndexed { index, id -> add(id, 0, 0, part.tokens[index], isAdded = true) } }
 }
 
 /** A token with its id, as BERT's and RoBERTa's post-processors name them. */

@@ -17,7 +17,8 @@ internal class ByteLevelPreTokenizer(private val addPrefixSpace: Boolean, privat
     override fun split(piece: Piece): List<Piece> {
         val text = if (addPrefixSpace && !piece.text.startsWith(' ')) piece.prepend(" ") else piece
         if (!useRegex) return listOf(ByteAlphabet.encode(text))
-        return text.split(Ranges.ofMatches(WORDS.findAll(text.text), text.text.length), SplitBehavior.ISOLATED).map(ByteAlphabet::encode)
+        val words = Ranges.ofMatches(WORDS.findAll(text.text), text.text.length)
+        return text.split(words, SplitBehavior.ISOLATED).map(ByteAlphabet::encode)
     }
 
     private companion object {

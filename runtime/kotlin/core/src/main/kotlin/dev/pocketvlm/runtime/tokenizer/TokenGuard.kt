@@ -70,7 +70,7 @@ internal class TokenGuard(pipeline: Pipeline, control: List<AddedToken>, unknown
         val added = pipeline.added.skippingSpecial()
             .plus(control.map { it.copy(special = true) })
             .plus(control.map { it.copy(content = secretNames.getValue(it.content), special = false) })
-            .plus(listOf(AddedToken(seam, singleWord = false, stripLeft = false, stripRight = false, normalized = false, special = false)))
+            .plus(listOf(AddedToken(seam, false, stripLeft = false, stripRight = false, normalized = false, special = false)))
         guarded = pipeline.withAdded(added)
         realIds = secretNames.entries.associate { (token, name) -> added.id(name)!! to added.id(token)!! }
         controlIds = realIds.values.filter { it != unknown }.toSet()
@@ -91,7 +91,9 @@ internal class TokenGuard(pipeline: Pipeline, control: List<AddedToken>, unknown
     }
 
     private fun encode(stretches: List<Stretch>, addTokens: Boolean, untrusted: (String) -> String): Encoding {
-        val text = stretches.joinToString("") { if (it.trusted) replaceNames(it.text, secretNames::getValue) else untrusted(it.text) }
+        val text = stretches.joinToString("") { stretch ->
+            if (stretch.trusted) replaceNames(stretch.text, secretNames::getValue) else untrusted(stretch.text)
+        }
         return guarded.encode(text, addTokens)
     }
 

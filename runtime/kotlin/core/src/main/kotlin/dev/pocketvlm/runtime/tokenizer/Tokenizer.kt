@@ -21,6 +21,11 @@ public data class Stretch(val text: String, val trusted: Boolean)
  * come from the platform: lower case, and the normal forms NFC, NFD, NFKC and NFKD. Both are the same for all characters
  * that the platform's version of Unicode has (Java 17: Unicode 13; Android 8: Unicode 9).
  *
+ * Not supported, and refused by [open] with a message that says so: BPE dropout, the CTC decoder, two tokens with one id, and of
+ * regular expressions back references, calls, conditions, names, free spacing, `\K`, `\X`, `\G`, and letters under `(?i)`
+ * that stand for several others ("ss" and sharp s). A regular expression runs on an engine of this package, in steps that are
+ * counted: one that runs away is a [BundleException] on every platform.
+ *
  * May be used by several threads.
  */
 public class Tokenizer internal constructor(internal val pipeline: Pipeline) {
@@ -33,7 +38,8 @@ public class Tokenizer internal constructor(internal val pipeline: Pipeline) {
         Collections.unmodifiableMap(tokens.entries.associate { (id, token) -> token.content to id })
 
     /** The added tokens that are marked as special: [decode] leaves them out. */
-    public val specialTokens: Set<String> = Collections.unmodifiableSet(flags.values.filter { it.special }.map { it.content }.toSet())
+    public val specialTokens: Set<String> =
+        Collections.unmodifiableSet(flags.values.filter { it.special }.map { it.content }.toSet())
 
     /** Ids of [specialTokens]. */
     public val specialIds: Set<Int> = Collections.unmodifiableSet(tokens.filterValues { it.special }.keys.toSet())

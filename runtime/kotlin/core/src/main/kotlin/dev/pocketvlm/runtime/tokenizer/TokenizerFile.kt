@@ -57,7 +57,7 @@ internal class TokenizerFile(private val file: File, private val name: String) {
             when (val field = reader.nextName()) {
                 "version" -> if (reader.nextWellFormed() != VERSION) throw MalformedTokenizer("its version is not $VERSION")
                 "added_tokens" -> added = readAdded(reader)
-                "model" -> model = ModelReader(reader).read()
+                "model" -> model = ModelReader(reader, file.length()).read()
                 in COMPONENTS -> components[field] = JsonTree(reader).read()
                 else -> reader.skipValue()
             }

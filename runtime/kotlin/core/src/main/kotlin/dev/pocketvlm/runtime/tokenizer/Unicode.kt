@@ -8,7 +8,7 @@ internal object Unicode {
     private val categories = parse(UnicodeTables.CATEGORIES)
     private val scripts = parse(UnicodeTables.SCRIPTS)
     private val quirks = parse(UnicodeTables.QUIRKS)
-    private val unassigned by lazy { categories.values.fold(CodePointSet.EMPTY) { set, lazySet -> set or lazySet.value }.inverse() - SURROGATES }
+    private val unassigned by lazy { union(*categories.keys.toTypedArray()).inverse() - SURROGATES }
 
     /** White_Space: what Rust's `char::is_whitespace` and Oniguruma's `\s` mean. */
     val WHITE_SPACE: CodePointSet = CodePointSet.ofBounds(
@@ -64,11 +64,10 @@ internal object Unicode {
 internal fun String.isWellFormed(): Boolean {
     var index = 0
     while (index < length) {
-        if (this[index].isSurrogate()) {
-            val pair = this[index].isHighSurrogate() && index + 1 < length && this[index + 1].isLowSurrogate()
-            if (!pair) return false
-            index++
-        }
+        val char = this[index++]
+        if (char < Char.MIN_SURROGATE || char > Char.MAX_SURROGATE) continue
+        val pair = char.isHighSurrogate() && index < length && this[index].isLowSurrogate()
+        if (!pair) return false
         index++
     }
     return true

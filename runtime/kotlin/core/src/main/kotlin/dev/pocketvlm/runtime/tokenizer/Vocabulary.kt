@@ -6,6 +6,7 @@ package dev.pocketvlm.runtime.tokenizer
  */
 internal class Vocabulary private constructor(
     private val tokens: Array<String?>,
+    private val hashes: IntArray,
     private val table: IntArray,
     val size: Int,
     val longest: Int,
@@ -25,52 +26,80 @@ internal class Vocabulary private constructor(
         while (true) {
             val entry = table[slot]
             if (entry == 0) return -1
-            val token = tokens[entry - 1]!!
-            if (token.length == to - from && text.startsWith(token, from)) return entry - 1
-            slot = slot + 1 and table.size - 1
-        }
-    }
-
-    /** Id of the token that a token and a part of another make, -1 if there is none. */
-    fun findJoined(left: String, right: String, from: Int, to: Int = right.length, leftHash: Int = Hash.of(left)): Int {
-        val length = left.length + to - from
-        var slot = Hash.slot(Hash.of(right, from, to, leftHash), shift)
-        while (true) {
-            val entry = table[slot]
-            if (entry == 0) return -1
-            val token = tokens[entry - 1]!!
-            if (token.length == length && token.startsWith(left) && token.regionMatches(left.length, right, from, to - from)) {
-                return entry - 1
+            if (hashes[entry - 1] == hash) {
+                val token = tokens[entry - 1]!!
+                if (token.length == to - from && text.startsWith(token, from)) return entry - 1
             }
             slot = slot + 1 and table.size - 1
         }
     }
 
-    /** @param lastWins whether a token may come twice: it then has its last id. */
-    class Builder(private val lastWins: Boolean = false) {
-        private var tokens = arrayOfNulls<String>(1 shl 10)
-        private var table = IntArray(1 shl 11)
+    /** Hash of a token. */
+    fun hash(id: Int): Int = hashes[id]
+
+    /** Id of the token that a token and a part of a text make, -1 if there is none. */
+    fun findJoined(left: String, text: String, from: Int, to: Int, leftHash: Int): Int {
+        val length = left.length + to - from
+        val hash = Hash.of(text, from, to, leftHash)
+        var slot = Hash.slot(hash, shift)
+        while (true) {
+            val entry = table[slot]
+            if (entry == 0) return -1
+            if (hashes[entry - 1] == hash) {
+                val token = tokens[entry - 1]!!
+                val equal = token.length == length && token.startsWith(left) &&
+                    token.regionMatches(left.length, text, from, to - from)
+                if (equal) return entry - 1
+            }
+            slot = slot + 1 and table.size - 1
+        }
+    }
+
+    /**
+     * @param expected about how many tokens there will be.
+     * @param lastWins whether a token may come twice: it then has its last id.
+     */
+    class Builder(expected: Int = 1 shl 10, private val lastWins: Boolean = false) {
+        private var tokens = arrayOfNulls<String>(expected)
+        private var hashes = IntArray(expected)
+        private var table = IntArray(Integer.highestOneBit(expected) * 4)
         private var size = 0
         private var entries = 0
         private var largest = -1
         private var longest = 0
 
         fun add(token: String, id: Int) {
-            if (id !in 0..MOST_ID) throw MalformedTokenizer("the id $id of the token '${token.take(MOST_SHOWN)}' is not in 0..$MOST_ID")
-            if (!token.isWellFormed()) throw MalformedTokenizer("the token with id $id is not valid Unicode")
-            if (id >= tokens.size) tokens = tokens.copyOf(maxOf(id + 1, minOf(tokens.size * 2, MOST_ID + 1)))
+            val shown = token.take(MOST_SHOWN)
+            if (id !in 0..MOST_ID) throw MalformedTokenizer("the id $id of the token '$shown' is not in 0..$MOST_ID")
+            if (id >= tokens.size) {
+                val room = maxOf(id + 1, minOf(tokens.size * 2, MOST_ID + 1))
+                tokens = tokens.copyOf(room)
+                hashes = hashes.copyOf(room)
+            }
             if (tokens[id] != null) {
-                throw MalformedTokenizer("two tokens have the id $id: '${tokens[id]!!.take(MOST_SHOWN)}', '${token.take(MOST_SHOWN)}'")
+                throw MalformedTokenizer("two tokens have the id $id: '${tokens[id]!!.take(MOST_SHOWN)}', '$shown'")
             }
             if ((entries + 1) * 2 > table.size) grow()
             tokens[id] = token
+            hashes[id] = checkedHash(token, id)
             size++
             largest = maxOf(largest, id)
             longest = maxOf(longest, token.length)
             insert(id)
         }
 
-        fun build(): Vocabulary = Vocabulary(tokens.copyOf(largest + 1), table, size, longest)
+        fun build(): Vocabulary = Vocabulary(tokens.copyOf(largest + 1), hashes.copyOf(largest + 1), table, size, longest)
+
+        private fun checkedHash(token: String, id: Int): Int {
+            var hash = Hash.START
+            var surrogates = false
+            for (char in token) {
+                hash = Hash.next(hash, char)
+                if (char in Char.MIN_SURROGATE..Char.MAX_SURROGATE) surrogates = true
+            }
+            if (surrogates && !token.isWellFormed()) throw MalformedTokenizer("the token with id $id is not valid Unicode")
+            return hash
+        }
 
         private fun grow() {
             val old = table
@@ -80,12 +109,13 @@ internal class Vocabulary private constructor(
         }
 
         private fun insert(id: Int) {
-            val token = tokens[id]!!
-            var slot = Hash.slot(Hash.of(token), Hash.shift(table.size))
+            val hash = hashes[id]
+            var slot = Hash.slot(hash, Hash.shift(table.size))
             var probes = 0
             while (table[slot] != 0) {
-                if (tokens[table[slot] - 1] == token) {
-                    if (!lastWins) throw MalformedTokenizer("the token '${token.take(MOST_SHOWN)}' is there twice")
+                val other = table[slot] - 1
+                if (hashes[other] == hash && tokens[other] == tokens[id]) {
+                    if (!lastWins) throw MalformedTokenizer("the token '${tokens[id]!!.take(MOST_SHOWN)}' is there twice")
                     table[slot] = id + 1
                     return
                 }

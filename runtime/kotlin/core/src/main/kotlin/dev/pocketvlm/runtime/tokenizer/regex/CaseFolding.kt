@@ -5,7 +5,9 @@ import dev.pocketvlm.runtime.tokenizer.CodePointSet
 /** Which characters are the same without regard to case, by Unicode's simple case folding. */
 internal object CaseFolding {
     /** Letters that fold to several characters, and sequences that such letters fold to: one matches the other. */
-    private val LONG_FOLDS = listOf("ss", "st", "ff", "fi", "fl", "\u02BCn", "j\u030C", "h\u0331", "t\u0308", "w\u030A", "y\u030A", "i\u0307")
+    private val LONG_FOLDS = listOf(
+        "ss", "st", "ff", "fi", "fl", "\u02BCn", "j\u030C", "h\u0331", "t\u0308", "w\u030A", "y\u030A", "i\u0307",
+    )
     private const val DOTTED_CAPITAL = 0x130
     private const val DOTLESS_SMALL = 0x131
 

@@ -48,7 +48,9 @@ internal class RegexCompiler(private val pattern: String) {
     /** (?:x+)* is x*, and so on: written as it stands, the ways to match it would be without number. */
     private fun simplified(node: RegexNode.Repeat): RegexNode.Repeat {
         val inner = node.node as? RegexNode.Repeat ?: return node
-        val simple = listOf(node, inner).all { it.mode == RepeatMode.GREEDY && it.least <= 1 && it.most in setOf(1, RegexNode.UNLIMITED) }
+        val simple = listOf(node, inner).all {
+            it.mode == RepeatMode.GREEDY && it.least <= 1 && it.most in setOf(1, RegexNode.UNLIMITED)
+        }
         if (!simple) return node
         val most = if (node.most == 1 && inner.most == 1) 1 else RegexNode.UNLIMITED
         return simplified(RegexNode.Repeat(inner.node, node.least * inner.least, most, RepeatMode.GREEDY))
@@ -145,13 +147,15 @@ internal class RegexCompiler(private val pattern: String) {
 /** The fewest and the most characters that a node matches; UNLIMITED if there is no limit. */
 internal fun RegexNode.lengths(): Pair<Int, Int> = when (this) {
     is RegexNode.Single -> 1 to 1
-    is RegexNode.Sequence -> nodes.map { it.lengths() }.fold(0 to 0) { sum, next -> sum.first + next.first to add(sum.second, next.second) }
+    is RegexNode.Sequence -> nodes.map { it.lengths() }.fold(0 to 0) { sum, next ->
+        sum.first + next.first to add(sum.second, next.second)
+    }
     is RegexNode.Choice -> branches.map { it.lengths() }.let { all ->
         all.minOf { it.first } to if (all.any { it.second == RegexNode.UNLIMITED }) RegexNode.UNLIMITED else all.maxOf { it.second }
     }
     is RegexNode.Repeat -> node.lengths().let { (fewest, largest) ->
-        val most = if (largest == 0) 0 else if (most == RegexNode.UNLIMITED || largest == RegexNode.UNLIMITED) RegexNode.UNLIMITED else times(most, largest)
-        times(fewest, least) to most
+        val unlimited = most == RegexNode.UNLIMITED || largest == RegexNode.UNLIMITED
+        times(fewest, least) to if (largest == 0) 0 else if (unlimited) RegexNode.UNLIMITED else times(most, largest)
     }
     is RegexNode.Look, is RegexNode.Anchor -> 0 to 0
     is RegexNode.Atomic -> node.lengths()
