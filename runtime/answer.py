@@ -123,7 +123,7 @@ class Answer:
                     raise UsageError("an image was encoded by a session of another bundle", "encode it with this session")
                 self._images.append(source)
                 source.add_listener(self._wake.set)
-            self._images_were_done = all(image.done for image in self._images)
+            self._images_were_done = not own and all(image.done for image in self._images)
             self._wait_for(lambda image: image.planned)
             self.tile_plans = tuple(image.tile_plan for image in self._images)
             self._check_length(prompt)

@@ -118,7 +118,7 @@ internal class Answer(
                     is Part.Text -> error("not an image")
                 }
             }
-            imagesWereDone = images.all { it.done }
+            imagesWereDone = own.isEmpty() && images.all { it.done }
             for (image in images) waitFor(image.planJob)
             plans = images.map { it.plan() }
             emit(ChatEvent.Planned(plans))
