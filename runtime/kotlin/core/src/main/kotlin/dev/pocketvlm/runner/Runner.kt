@@ -5,6 +5,7 @@ import dev.pocketvlm.bench.BenchmarkSettings
 import dev.pocketvlm.runtime.EnvironmentException
 import dev.pocketvlm.runtime.PocketVlmException
 import dev.pocketvlm.runtime.SessionOptions
+import dev.pocketvlm.runtime.Trace
 import dev.pocketvlm.runtime.UsageException
 import dev.pocketvlm.runtime.VlmSession
 import dev.pocketvlm.runtime.engine.Engines
@@ -47,10 +48,12 @@ public class Runner(
     }
 
     private suspend fun work(given: Arguments) {
+        val trace = Trace(enabled = given["trace"] != null)
         val options = SessionOptions(
             codec,
             target = given["target"],
             threads = given.number("threads"),
+            trace = trace,
             engines = engines,
             memory = memory,
         )
@@ -59,6 +62,7 @@ public class Runner(
             val text = if (cases != null) Questionnaire(session).answer(File(cases)) else bench(session, given)
             write(File(given.required("output")), text)
         }
+        given["trace"]?.let { trace.save(File(it)) }
     }
 
     private suspend fun bench(session: VlmSession, given: Arguments): String {
@@ -104,7 +108,7 @@ internal class Arguments private constructor(private val values: Map<String, Str
 
     companion object {
         private val KNOWN = setOf(
-            "bundle", "image", "prompt-tokens", "new-tokens", "repetitions", "threads", "target", "output", "ask",
+            "bundle", "image", "prompt-tokens", "new-tokens", "repetitions", "threads", "target", "output", "ask", "trace",
         )
 
         fun parse(arguments: Array<String>): Arguments {

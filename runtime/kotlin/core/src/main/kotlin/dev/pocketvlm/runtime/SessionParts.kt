@@ -52,11 +52,11 @@ internal class SessionParts private constructor(
             checkCancelled: () -> Unit,
         ): SessionParts {
             val manifest = bundle.manifest
-            val tokenizer = openTokenizer(bundle)
+            val tokenizer = options.trace.span("load", "stage" to "tokenizer") { openTokenizer(bundle) }
             val prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.addSpecialTokens)
             val opened = DecoderContract.stageNames(variant).associateWith {
                 checkCancelled()
-                stages.shared(it)
+                options.trace.span("load", "stage" to it) { stages.shared(it) }
             }
             val decoder = Decoder(variant, opened, options.trace, options.memory)
             checkCancelled()

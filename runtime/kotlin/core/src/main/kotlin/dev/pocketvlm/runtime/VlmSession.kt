@@ -197,7 +197,7 @@ public class VlmSession private constructor(
             val started = System.nanoTime()
             val context = coroutineContext
             val checkCancelled = { context.ensureActive() }
-            val bundle = Bundle.open(path, options.verify, options.unpackTo, checkCancelled)
+            val bundle = options.trace.span("check") { Bundle.open(path, options.verify, options.unpackTo, checkCancelled) }
             try {
                 bundle.named {
                     val variant = bundle.variant(options.engines, options.target)

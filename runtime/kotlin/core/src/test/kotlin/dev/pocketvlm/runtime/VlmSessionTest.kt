@@ -179,7 +179,7 @@ class VlmSessionTest {
             session.encode(picture { 2 }).await()
             assertEquals(2, trace.events.count { it.name == "release" })
             // Three stages when the session was opened, and again for the second image.
-            assertEquals(6, trace.events.count { it.name == "load" && "stage" in it.arguments })
+            assertEquals(6, trace.events.count { it.name == "load" && it.arguments["stage"] in VisionContract.STAGES })
         }
         withSession("plain") { session ->
             session.encode(picture { 1 }).await()
