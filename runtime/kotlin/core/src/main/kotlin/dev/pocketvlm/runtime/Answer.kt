@@ -199,7 +199,7 @@ internal class Answer(
         }
         val rest = stopStrings.push(stream.finish())
         show(if (rest.stopped) rest.text else rest.text + stopStrings.finish())
-        return if (rest.stopped) StopReason.STOP_STRING else reason!!
+        return if (rest.stopped) StopReason.STOP_STRING else reason
     }
 
     private fun reasonBefore(token: Int): StopReason? = when {

@@ -4,8 +4,10 @@ import dev.pocketvlm.runtime.engine.Tensor
 import dev.pocketvlm.runtime.image.ImageDecoder
 import dev.pocketvlm.runtime.image.ImagePreprocessor
 import dev.pocketvlm.runtime.image.ImageSource
+import dev.pocketvlm.runtime.image.RgbImage
+import dev.pocketvlm.runtime.tiling.TilePlan
 import dev.pocketvlm.runtime.tiling.TilePlanner
-import dev.pocketvlm.runtime.tiling.arrangeTokens
+import dev.pocketvlm.runtime.tiling.TokenArranger
 import java.nio.ByteOrder
 import java.nio.FloatBuffer
 import java.util.concurrent.Executors
@@ -44,7 +46,6 @@ internal class ImageEncoder(
         private set
 
     private val newline = readNewline(bundle)
-    private val preprocessor = ImagePreprocessor(bundle.manifest.tiling, bundle.manifest.image)
     private val cache = ImageCache(cacheBytes)
     private val pool = Executors.newSingleThreadExecutor { work -> Thread(work, "vision").apply { isDaemon = true } }
     private val lock = Any()
@@ -122,17 +123,25 @@ internal class ImageEncoder(
         }
         image.raiseIfCancelled()
         val tiles = trace.span("cut tiles", "tiles" to plan.encodedTiles) {
-            preprocessor.makeTiles(picture, plan, manifest.imageTokens.thumbnailFirst)
+            makeTiles(picture, plan)
         }
         val features = vision.encode(tiles) { image.cancelRequested }
         val tokens = trace.span("arrange tokens", "tokens" to plan.imageTokens) {
-            val size = features.shape.last()
-            val values = arrangeTokens(features.floats(), size, plan, manifest.imageTokens, newline)
-            VisualTokens(key, plan.imageTokens, size, values)
+            val shape = LongArray(features.shape.size) { features.shape[it].toLong() }
+            val values = TokenArranger.arrange(features.floats(), shape, plan, manifest.imageTokens, newline)
+            VisualTokens(key, plan.imageTokens, features.shape.last(), values)
         }
         cache.put(tokens)
         image.visionMs = (System.nanoTime() - start) / 1e6
         return tokens
+    }
+
+    private fun makeTiles(picture: RgbImage, plan: TilePlan): Tensor {
+        val manifest = bundle.manifest
+        val side = manifest.tiling.tileSize
+        val tiles = Tensor.zeros(TensorType.FLOAT32, listOf(plan.encodedTiles, 3, side, side))
+        ImagePreprocessor.makeTiles(picture, plan, manifest.tiling, manifest.image, manifest.imageTokens.thumbnailFirst, tiles.floats())
+        return tiles
     }
 
     private companion object {

@@ -98,7 +98,7 @@ public object ManifestReader {
         newline = fields.optional("newline", "", ::readText),
     )
 
-    private fun readPrompt(fields: JsonFields) = PromptSpec(
+    internal fun readPrompt(fields: JsonFields) = PromptSpec(
         start = fields.required("start", readMap(::readText)),
         between = fields.required("between", readMap(::readText)),
         end = fields.required("end", readMap(::readText)),

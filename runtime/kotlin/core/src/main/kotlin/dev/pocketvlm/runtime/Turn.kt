@@ -2,13 +2,16 @@ package dev.pocketvlm.runtime
 
 import java.util.concurrent.Executors
 import java.util.concurrent.TimeUnit
+import java.util.concurrent.locks.ReentrantLock
+import kotlin.concurrent.withLock
 import kotlinx.coroutines.ExecutorCoroutineDispatcher
 import kotlinx.coroutines.asCoroutineDispatcher
 
 /** One answer at a time per decoder. */
 internal class Turn(private val decoder: Decoder) {
     private val executor = Executors.newSingleThreadExecutor { work -> Thread(work, "answer").apply { isDaemon = true } }
-    private val lock = Any()
+    private val lock = ReentrantLock()
+    private val ended = lock.newCondition()
     private var active: Answer? = null
 
     /** The thread on which answers are made. */
@@ -19,32 +22,33 @@ internal class Turn(private val decoder: Decoder) {
         private set
 
     /** Gives the turn to [answer]. */
-    fun begin(answer: Answer) {
-        synchronized(lock) {
-            if (closed) throw UsageException("the session is closed", "open it again")
-            if (active != null) {
-                throw UsageException(
-                    "the session is still answering another question",
-                    "read that answer to its end or stop it first, or open a second session",
-                )
-            }
-            active = answer
+    fun begin(answer: Answer): Unit = lock.withLock {
+        if (closed) throw UsageException("the session is closed", "open it again")
+        if (active != null) {
+            throw UsageException(
+                "the session is still answering another question",
+                "read that answer to its end or stop it first, or open a second session",
+            )
         }
+        active = answer
     }
 
     /** Takes the turn back. */
-    fun end(answer: Answer) {
-        synchronized(lock) { if (active === answer) active = null }
+    fun end(answer: Answer): Unit = lock.withLock {
+        if (active === answer) {
+            active = null
+            ended.signalAll()
+        }
     }
 
     /** Cancels that answer, and the engine's run in progress if it is that answer's. */
     fun cancel(answer: Answer) {
         answer.cancel()
-        synchronized(lock) { if (active === answer) decoder.cancel() }
+        lock.withLock { if (active === answer) decoder.cancel() }
     }
 
     fun cancelActive() {
-        synchronized(lock) { active }?.let(::cancel)
+        lock.withLock { active }?.let(::cancel)
     }
 
     /**
@@ -52,13 +56,20 @@ internal class Turn(private val decoder: Decoder) {
      * done before.
      */
     fun close(): Boolean {
-        synchronized(lock) {
+        lock.withLock {
             if (closed) return false
             closed = true
         }
-        cancelActive()
+        while (true) {
+            cancelActive()
+            val rests = lock.withLock {
+                // A run that began just after it was cancelled is cancelled again.
+                if (active != null) ended.await(CANCEL_AGAIN_MILLIS, TimeUnit.MILLISECONDS)
+                active == null
+            }
+            if (rests) break
+        }
         executor.shutdown()
-        while (!executor.awaitTermination(CANCEL_AGAIN_MILLIS, TimeUnit.MILLISECONDS)) cancelActive()
         return true
     }
 

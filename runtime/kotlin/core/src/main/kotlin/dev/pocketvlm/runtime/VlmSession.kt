@@ -5,7 +5,6 @@ import dev.pocketvlm.runtime.engine.Memory
 import dev.pocketvlm.runtime.image.ImageDecoder
 import dev.pocketvlm.runtime.image.ImageSource
 import dev.pocketvlm.runtime.sampler.SamplingOptions
-import dev.pocketvlm.runtime.tokenizer.Tokenizer
 import java.io.File
 import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
@@ -71,64 +70,22 @@ public class VlmSession private constructor(
     /** The variant in use. */
     public val variant: VariantSpec,
     private val options: SessionOptions,
-    started: Long,
-    checkCancelled: () -> Unit,
+    private val parts: SessionParts,
+    private val loadMs: Double,
 ) : AutoCloseable {
-    private val stages = StageSessions(bundle, variant, options.engines, options.threads)
-    private val encoder: ImageEncoder
-    private val turn: Turn
-    private val workshop: Workshop
-    private val loadMs: Double
-
-    init {
-        try {
-            val manifest = bundle.manifest
-            val vision = VisionPipeline(
-                variant,
-                { stage ->
-                    checkCancelled()
-                    // The producer's patch embedding is small, and shares the cores with the stages that it feeds.
-                    stages.open(stage, if (options.overlap && stage in variant.chain("patch_embed")) 1 else options.threads)
-                },
-                options.visionBatch ?: variant.visionBatch,
-                options.overlap,
-                options.trace,
-            )
-            val tokenizer: Tokenizer
-            val prompt: PromptBuilder
-            val decoder: Decoder
-            options.trace.span("load") {
-                tokenizer = openTokenizer()
-                prompt = PromptBuilder(manifest.prompt, tokenizer, manifest.tokenizer.addSpecialTokens)
-                val opened = DecoderContract.stageNames(variant).associateWith {
-                    checkCancelled()
-                    stages.shared(it)
-                }
-                decoder = Decoder(variant, opened, options.trace, options.memory)
-                vision.load()
-            }
-            encoder = ImageEncoder(
-                bundle, variant, vision, options.imageDecoder, options.release, options.imageCacheMb.toLong() shl 20, options.trace,
-            )
-            turn = Turn(decoder)
-            loadMs = (System.nanoTime() - started) / 1e6
-            workshop = Workshop(
-                decoder = decoder,
-                prompt = prompt,
-                tokenizer = tokenizer,
-                encode = encoder::encode,
-                preprocessing = encoder.preprocessing,
-                stopTokenIds = manifest.tokenizer.stopTokenIds.toSet(),
-                imageTokenId = manifest.tokenizer.imageTokenId,
-                maxLength = minOf(decoder.capacity, options.maxLength ?: decoder.capacity),
-                figures = ::figures,
-                trace = options.trace,
-            )
-        } catch (error: Throwable) {
-            stages.close()
-            throw error
-        }
-    }
+    private val turn = Turn(parts.decoder)
+    private val workshop = Workshop(
+        decoder = parts.decoder,
+        prompt = parts.prompt,
+        tokenizer = parts.tokenizer,
+        encode = parts.encoder::encode,
+        preprocessing = parts.encoder.preprocessing,
+        stopTokenIds = bundle.manifest.tokenizer.stopTokenIds.toSet(),
+        imageTokenId = bundle.manifest.tokenizer.imageTokenId,
+        maxLength = minOf(parts.decoder.capacity, options.maxLength ?: parts.decoder.capacity),
+        figures = ::figures,
+        trace = options.trace,
+    )
 
     /** What the bundle's `manifest.json` says. */
     public val manifest: Manifest get() = bundle.manifest
@@ -139,8 +96,11 @@ public class VlmSession private constructor(
     /** The engine of each graph, and whether its device is emulated: "onnxruntime-qnn, emulated". */
     public val stageEngines: Map<String, String> get() = stageEngines(variant, options.engines)
 
+    /** Version of the program that runs the language model. */
+    public val engineVersion: String get() = options.engines.load(variant.engineOf(variant.chain("decode").first()).engine).version
+
     /** Bytes of the KV cache at full capacity. */
-    public val cacheBytes: Long get() = workshop.decoder.cacheBytes
+    public val cacheBytes: Long get() = parts.decoder.cacheBytes
 
     /**
      * Begins to encode an image and returns at once. An image whose pixels were encoded before is taken from the session's
@@ -148,7 +108,7 @@ public class VlmSession private constructor(
      *
      * @throws UsageException the session is closed. What is wrong with the image itself is thrown by the result's methods.
      */
-    public fun encode(image: ImageSource): EncodedImage = encoder.encode(image)
+    public fun encode(image: ImageSource): EncodedImage = parts.encoder.encode(image)
 
     /**
      * Answers a conversation; the work begins when the flow is collected, on a thread of its own, and does not wait for the
@@ -196,14 +156,13 @@ public class VlmSession private constructor(
      */
     public fun releaseVision(): Release? {
         if (turn.closed) throw UsageException("the session is closed", "open it again")
-        return encoder.release()
+        return parts.encoder.release()
     }
 
     /** Cancels what is going on, waits until it has stopped, and frees everything. Closing twice is allowed. */
     override fun close() {
         if (!turn.close()) return
-        encoder.close()
-        stages.close()
+        parts.close()
         bundle.close()
     }
 
@@ -219,22 +178,7 @@ public class VlmSession private constructor(
         )
     }
 
-    private fun figures() = SessionFigures(loadMs, encoder.latestRelease, options.target, backend)
-
-    private fun openTokenizer(): Tokenizer {
-        val file = manifest.tokenizer.file
-        val tokenizer = Tokenizer.open(bundle.file(file), file)
-        val token = manifest.prompt.imageToken
-        val wanted = manifest.tokenizer.imageTokenId
-        val found = tokenizer.tokenId(token)
-        if (found != wanted) {
-            throw BundleException(
-                "manifest.json: image_token_id is $wanted, the tokenizer's id of '${shorten(token)}' is $found",
-                "export the checkpoint again",
-            )
-        }
-        return tokenizer
-    }
+    private fun figures() = SessionFigures(loadMs, parts.encoder.latestRelease, options.target, backend)
 
     public companion object {
         private const val MOST_THREADS_PER_PROCESSOR = 4
@@ -255,7 +199,8 @@ public class VlmSession private constructor(
                 bundle.named {
                     val variant = bundle.variant(options.engines, options.target)
                     checkOptions(variant, options)
-                    VlmSession(bundle, variant, options, started, checkCancelled)
+                    val parts = SessionParts.open(bundle, variant, options, checkCancelled)
+                    VlmSession(bundle, variant, options, parts, (System.nanoTime() - started) / 1e6)
                 }
             } catch (error: Throwable) {
                 bundle.close()

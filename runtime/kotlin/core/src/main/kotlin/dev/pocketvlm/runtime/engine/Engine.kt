@@ -10,6 +10,9 @@ import java.io.File
  * more line in [Engines].
  */
 public interface Engine {
+    /** Version of the program. */
+    public val version: String
+
     /** What is known of the NPU that this engine runs graphs on; null where it has none. */
     public val npu: NpuFacts? get() = null
 

@@ -5,6 +5,7 @@ import com.google.gson.JsonObject
 import dev.pocketvlm.runtime.BundleException
 import dev.pocketvlm.runtime.CancelledException
 import dev.pocketvlm.runtime.Dimension
+import dev.pocketvlm.runtime.POCKETVLM_VERSION
 import dev.pocketvlm.runtime.TensorSpec
 import dev.pocketvlm.runtime.TensorType
 import dev.pocketvlm.runtime.parseJson
@@ -34,6 +35,8 @@ import kotlin.math.abs
  * A run stalls on the values of `stall_on`, up to a minute, until it is cancelled.
  */
 public class FakeEngine : Engine {
+    override val version: String get() = POCKETVLM_VERSION
+
     override fun open(file: File, options: Map<String, String>, threads: Int?): EngineSession = try {
         FakeSession(graphName(file), FakeScript.read(file))
     } catch (error: IOException) {

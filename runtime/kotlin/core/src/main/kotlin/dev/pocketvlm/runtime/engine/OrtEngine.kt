@@ -19,6 +19,8 @@ import java.io.File
 public class OrtEngine : Engine {
     private val environment = ortEnvironment()
 
+    override val version: String get() = environment.version
+
     override fun open(file: File, options: Map<String, String>, threads: Int?): EngineSession {
         val name = graphName(file)
         return sessionOptions(options, threads).use { settings ->

@@ -30,6 +30,8 @@ public class QnnEngine(private val libraries: QnnLibraries) : Engine {
 
     private val environment: OrtEnvironment = ortEnvironment()
 
+    override val version: String get() = environment.version
+
     init {
         libraries.provider?.let { register(environment, it) }
     }
