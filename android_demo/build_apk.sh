@@ -181,14 +181,20 @@ PYTHON
 
 runtime_classes() {
     local jars=("$RUNTIME/core/target/pocketvlm-core-0.1.0.jar" "$RUNTIME/android/target/pocketvlm-android-0.1.0.jar") jar
-    local sources=("$RUNTIME/pom.xml" "$RUNTIME"/core/{pom.xml,src/main} "$RUNTIME"/android/{pom.xml,src/main})
     for jar in "${jars[@]}"; do
-        if [ ! -f "$jar" ] || [ -n "$(find "${sources[@]}" -newer "$jar" -print -quit)" ]; then
+        if ! up_to_date "$jar" "$RUNTIME/pom.xml" "$RUNTIME"/core/{pom.xml,src/main} "$RUNTIME"/android/{pom.xml,src/main}; then
             maven -f "$RUNTIME/pom.xml" -pl core,android -Dmaven.test.skip=true package >&2
             break
         fi
     done
-    cp "${jars[@]}" "$work/"
+    cp -p "${jars[@]}" "$work/"
+}
+
+# Whether a file is there and no input is newer.
+up_to_date() {
+    local target=$1
+    shift
+    [ -f "$target" ] && [ -z "$(find "$@" -newer "$target" -print -quit)" ]
 }
 
 d8() {
@@ -215,11 +221,9 @@ kotlin() {
         -cp "$libraries:$android_classes" -d "$target" "$@"
 }
 
-compile_runner() {
-    kotlin "$work/runner.jar" "$libraries" "$HERE/runner/src/main/kotlin"
-}
-
 runner_jar() {
+    up_to_date "$out/pocketvlm-runner.jar" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex" "$HERE/runner" && return
+    kotlin "$work/runner.jar" "$libraries" "$HERE/runner/src/main/kotlin"
     d8 --output "$work/runner-dex.zip" "$work/runner.jar" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex"
     pack "$work/pocketvlm-runner.jar" "$work/runner-dex.zip"
     mv "$work/pocketvlm-runner.jar" "$out/pocketvlm-runner.jar"
@@ -239,10 +243,14 @@ PYTHON
     python3 "$TOOLS/complete_manifest.py" "$app/AndroidManifest.xml" "$work/AndroidManifest.xml" "$PACKAGE" "$npu"
     [ -d "$app/assets" ] && assets=(-A "$app/assets")
     rm -rf "$work/generated"
-    aapt2 compile --dir "$app/res" -o "$work/resources.zip"
-    aapt2 link -o "$work/base.apk" -I "$framework" --manifest "$work/AndroidManifest.xml" --java "$work/generated" \
-        --min-sdk-version "$min_sdk" --target-sdk-version "$(version_of targetSdk)" --version-code "$(version_of versionCode)" \
-        --version-name "$(version_of versionName)" --debug-mode --auto-add-overlay ${assets[@]+"${assets[@]}"} "$work/resources.zip"
+    # Debian's aapt2 is of 2018: it does not know some elements, and complains about what it skips in newer resources.
+    {
+        aapt2 compile --dir "$app/res" -o "$work/resources.zip" &&
+            aapt2 link -o "$work/base.apk" -I "$framework" --manifest "$work/AndroidManifest.xml" --java "$work/generated" \
+                --min-sdk-version "$min_sdk" --target-sdk-version "$(version_of targetSdk)" \
+                --version-code "$(version_of versionCode)" --version-name "$(version_of versionName)" --debug-mode \
+                --warn-manifest-validation --auto-add-overlay ${assets[@]+"${assets[@]}"} "$work/resources.zip"
+    } >"$work/aapt2.log" 2>&1 || { cat "$work/aapt2.log" >&2 && exit 5; }
 }
 
 compile_app() {
@@ -343,8 +351,7 @@ step "runtime: core and android" runtime_classes
     >"$work/libraries.txt"
 libraries=$(class_path "$work/libraries.txt"):$work/pocketvlm-core-0.1.0.jar:$work/pocketvlm-android-0.1.0.jar
 step "D8: libraries" libraries_dex
-step "kotlinc: runner" compile_runner
-step "D8: runner" runner_jar
+step "kotlinc and D8: runner" runner_jar
 step "check: runner" check_runner
 $runner_only && exit 0
 

@@ -29,8 +29,8 @@ MIN_SDK, TARGET_SDK = 27, 35
 ABIS = ("arm64-v8a", "x86_64")
 LIBRARIES = ("libonnxruntime.so", "libonnxruntime4j_jni.so")
 # Other apps may open these, and nothing else.
-EXPORTED = ("dev.pocketvlm.demo.MainActivity",)
-PERMISSIONS = ("android.permission.CAMERA",)
+EXPORTED = ("dev.pocketvlm.demo.chat.ChatActivity",)
+PERMISSIONS: tuple[str, ...] = ()
 _COMPONENTS = ("activity", "activity-alias", "service", "receiver", "provider")
 # What fits into a download, and what an APK with an empty part has not.
 MAX_CODE_BYTES, MIN_CODE_BYTES = 16 << 20, 200_000
@@ -71,11 +71,14 @@ def manifest_faults(manifest: Element, expected: Expected) -> list[str]:
 
 
 def _exported_faults(application: Element) -> list[str]:
-    faults, found = [], set()
+    faults: list[str] = []
+    found: set[str] = set()
     for component in application.children:
         if component.name not in _COMPONENTS:
             continue
-        name = component.attributes.get("android:name")
+        name = str(component.attributes.get("android:name"))
+        # A name may leave out the package.
+        name = PACKAGE + name if name.startswith(".") else name
         exported = component.attributes.get("android:exported")
         if exported is None and any(component.named("intent-filter")):
             faults.append(f"manifest: {name} does not say whether it is exported")
