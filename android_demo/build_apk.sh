@@ -254,6 +254,7 @@ PYTHON
 }
 
 compile_app() {
+    up_to_date "$work/app.jar" "$app" "$HERE/gradle" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex" && return
     rm -rf "$work/classes"
     mkdir "$work/classes"
     find "$work/generated" -name '*.java' -print0 | xargs -0 javac -nowarn --release 17 -d "$work/classes"
@@ -274,6 +275,7 @@ PYTHON
 }
 
 app_dex() {
+    up_to_date "$work/app-dex.zip" "$work/app.jar" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex" && return
     d8 --output "$work/app-dex.zip" "$work/app.jar" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex"
 }
 
@@ -313,6 +315,8 @@ check() {
     local kind=()
     $npu && kind=(--npu)
     [ ${#archives[@]} -gt 0 ] || kind=(--without-natives)
+    # What is wrong is kept under another name, to look at.
+    rm -f "$apk" "$apk.rejected"
     mv "$work/signed.apk" "$apk"
     python3 "$TOOLS/check_apk.py" --signature "$signature" --android-all "$android_classes" --apksigner apksigner \
         ${kind[@]+"${kind[@]}"} "$apk" || { mv "$apk" "$apk.rejected" && exit 4; }
