@@ -149,3 +149,15 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Checkpoint.open(str(ROOT / "demo" / "model")) as checkpoint:
         export_checkpoint(checkpoint, bundle, recipe, SilentProgress())
     return bundle
+
+
+@pytest.fixture(scope="session")
+def npu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo for the NPU: rounded, without emulation, and with the variant that the CPU can run."""
+    folder = tmp_path_factory.mktemp("npu")
+    text = (ROOT / "export_configs" / "demo.qnn-SM8750.yaml").read_text()
+    text = text.replace("../demo", str(ROOT / "demo")).replace("method: gptq", "method: rtn")
+    text = text.replace("emulate: all", "emulate: none\n  proxy: true").replace("task: ", "# ").replace("\n  task: 0.95", "")
+    (folder / "quick.yaml").write_text(text)
+    assert main(["export", str(ROOT / "demo" / "model"), "-c", str(folder / "quick.yaml"), "-o", str(folder / "bundle")]) == 0
+    return folder / "bundle"

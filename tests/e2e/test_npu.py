@@ -10,7 +10,6 @@ import pytest
 
 from pocketvlm.runtime import VlmSession
 from pocketvlm.runtime.trace import Trace
-from pocketvlm.toolchain.cli import main
 
 from .conftest import ROOT, Call
 
@@ -41,21 +40,10 @@ def answers(bundle: Path, target: str, asked: list[tuple[Path, str]], trace: Tra
     return found
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rounded, without emulation, and with the variant that the CPU can run."""
-    folder = tmp_path_factory.mktemp("npu")
-    text = RECIPE.read_text().replace("../demo", str(ROOT / "demo")).replace("method: gptq", "method: rtn")
-    text = text.replace("emulate: all", "emulate: none\n  proxy: true").replace("task: ", "# ").replace("\n  task: 0.95", "")
-    (folder / "quick.yaml").write_text(text)
-    assert main(["export", str(ROOT / "demo" / "model"), "-c", str(folder / "quick.yaml"), "-o", str(folder / "bundle")]) == 0
-    return folder / "bundle"
-
-
-def test_the_quantized_graphs_answer_as_the_cpu_variant(quick: Path) -> None:
+def test_the_quantized_graphs_answer_as_the_cpu_variant(npu_bundle: Path) -> None:
     asked = list(questions())[:8]
     trace = Trace()
-    assert answers(quick, "qnn-cpu", asked, trace) == answers(quick, "ort-cpu", asked)
+    assert answers(npu_bundle, "qnn-cpu", asked, trace) == answers(npu_bundle, "ort-cpu", asked)
     spans = {(event["name"], event["args"].get("batch")): event for event in trace.events if "dur" in event}
     ahead, behind = spans["patch_embed", 1], spans["vision_encoder", 0]
     # The CPU embeds the next tile while the encoder works on this one.
@@ -63,14 +51,14 @@ def test_the_quantized_graphs_answer_as_the_cpu_variant(quick: Path) -> None:
     assert ahead["tid"] != behind["tid"]
 
 
-def test_inspect_and_verify_speak_of_the_npu(quick: Path, call: Call) -> None:
-    found = call("inspect", quick, "--json").json
+def test_inspect_and_verify_speak_of_the_npu(npu_bundle: Path, call: Call) -> None:
+    found = call("inspect", npu_bundle, "--json").json
     npu = next(variant for variant in found["variants"] if variant["target"] == "qnn:SM8750")
     assert npu["device"]["soc"] == "SM8750"
-    text = call("inspect", quick).out
+    text = call("inspect", npu_bundle).out
     assert "qnn-SM8750: for SM8750 with QAIRT 2.50" in text
     assert "not emulated" in text
-    assert "qnn-SM8750: 7 of 7 stages compared\n" in call("verify", quick).out
+    assert "qnn-SM8750: 7 of 7 stages compared\n" in call("verify", npu_bundle).out
 
 
 @pytest.mark.slow

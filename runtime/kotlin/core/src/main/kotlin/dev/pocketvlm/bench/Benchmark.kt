@@ -11,6 +11,7 @@ import dev.pocketvlm.runtime.UsageException
 import dev.pocketvlm.runtime.VlmSession
 import dev.pocketvlm.runtime.image.ImageCodec
 import dev.pocketvlm.runtime.image.ImageSource
+import dev.pocketvlm.runtime.image.RgbImage
 import kotlinx.coroutines.flow.filterIsInstance
 import kotlinx.coroutines.flow.single
 import kotlin.math.roundToInt
@@ -126,7 +127,7 @@ private class Questions(private val session: VlmSession, private val newTokens: 
 /** Files of the same picture, each with a corner of another grey, so that none is in a cache. */
 private class Pictures(private val codec: ImageCodec, source: ImageSource, maxPixels: Long) {
     private val picture = codec.decode(source, maxPixels)
-    private val jpeg = (source as? ImageSource.Path)?.file?.extension?.lowercase() in listOf("jpg", "jpeg")
+    private val jpeg = (source as? ImageSource.File)?.file?.extension?.lowercase() in listOf("jpg", "jpeg")
     private var made = 0
 
     /** The next picture as the bytes of a PNG or JPEG file. */
@@ -138,7 +139,7 @@ private class Pictures(private val codec: ImageCodec, source: ImageSource, maxPi
             val start = row * picture.width * 3
             pixels.fill(level, start, start + 3 * minOf(MARK, picture.width))
         }
-        return ImageSource.Bytes(codec.encode(picture.width, picture.height, pixels, jpeg))
+        return ImageSource.Bytes(codec.encode(RgbImage(picture.width, picture.height, pixels), jpeg))
     }
 
     private companion object {

@@ -63,7 +63,7 @@ public class Runner(
             image = image?.name,
         )
         val benchmark = Benchmark(session, codec, settings) { System.err.println(it) }
-        return benchmark.run(image?.let(ImageSource::Path)).toJson()
+        return benchmark.run(image?.let(ImageSource::File)).toJson()
     }
 
     /** Whoever waits for the file never sees half of it. */

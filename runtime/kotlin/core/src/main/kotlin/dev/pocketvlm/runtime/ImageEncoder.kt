@@ -1,11 +1,8 @@
 package dev.pocketvlm.runtime
 
-import dev.pocketvlm.runtime.engine.Tensor
 import dev.pocketvlm.runtime.image.ImageDecoder
 import dev.pocketvlm.runtime.image.ImagePreprocessor
 import dev.pocketvlm.runtime.image.ImageSource
-import dev.pocketvlm.runtime.image.RgbImage
-import dev.pocketvlm.runtime.tiling.TilePlan
 import dev.pocketvlm.runtime.tiling.TilePlanner
 import dev.pocketvlm.runtime.tiling.TokenArranger
 import java.nio.ByteOrder
@@ -123,7 +120,7 @@ internal class ImageEncoder(
         }
         image.raiseIfCancelled()
         val tiles = trace.span("cut tiles", "tiles" to plan.encodedTiles) {
-            makeTiles(picture, plan)
+            ImagePreprocessor.makeTiles(picture, plan, manifest.tiling, manifest.image, manifest.imageTokens.thumbnailFirst)
         }
         val features = vision.encode(tiles) { image.cancelRequested }
         val tokens = trace.span("arrange tokens", "tokens" to plan.imageTokens) {
@@ -134,14 +131,6 @@ internal class ImageEncoder(
         cache.put(tokens)
         image.visionMs = (System.nanoTime() - start) / 1e6
         return tokens
-    }
-
-    private fun makeTiles(picture: RgbImage, plan: TilePlan): Tensor {
-        val manifest = bundle.manifest
-        val side = manifest.tiling.tileSize
-        val tiles = Tensor.zeros(TensorType.FLOAT32, listOf(plan.encodedTiles, 3, side, side))
-        ImagePreprocessor.makeTiles(picture, plan, manifest.tiling, manifest.image, manifest.imageTokens.thumbnailFirst, tiles.floats())
-        return tiles
     }
 
     private companion object {

@@ -21,6 +21,9 @@ internal class Turn(private val decoder: Decoder) {
     var closed: Boolean = false
         private set
 
+    /** Whether somebody has the turn. */
+    val busy: Boolean get() = lock.withLock { active != null }
+
     /** Gives the turn to [answer]. */
     fun begin(answer: Answer): Unit = lock.withLock {
         if (closed) throw UsageException("the session is closed", "open it again")

@@ -143,6 +143,9 @@ public class VlmSession private constructor(
         }
     }.buffer(Channel.UNLIMITED)
 
+    /** Whether an answer is being made. */
+    public val answering: Boolean get() = turn.busy
+
     /** Ends the answer in progress, if any, within one chunk or token. */
     public fun stop() {
         turn.cancelActive()

@@ -13,7 +13,7 @@ import java.io.File
 /**
  * ONNX Runtime on the CPU, through its Java API.
  *
- * Options are those of docs/bundle.md: `graph_optimization`, `int8_products`, and the session configuration entries that
+ * Options are those of docs/bundle.md: `graph_optimization`, `int8_products`, `arm_kernels`, and the session configuration entries that
  * name no file or library.
  */
 public class OrtEngine : Engine {
@@ -38,6 +38,7 @@ public class OrtEngine : Engine {
             settings.setMemoryPatternOptimization(false)
             threads?.let(settings::setIntraOpNumThreads)
             for ((key, value) in options) apply(settings, options, key, value)
+            settings.addConfigEntry(NO_KLEIDIAI, withoutKleidiAi(options))
             return settings
         } catch (error: Throwable) {
             settings.close()
@@ -59,6 +60,7 @@ public class OrtEngine : Engine {
                 if (Int8Products.saturating) settings.addConfigEntry("session.x64quantprecision", "1")
             }
             key in CONFIG_ENTRIES -> settings.addConfigEntry(key, value)
+            key == NO_KLEIDIAI || (key == "arm_kernels" && value in ARM_KERNELS) -> Unit
             else -> throw BundleException(
                 "manifest.json: engine option $key='$value' is not known to onnxruntime",
                 "update PocketVLM",
@@ -66,10 +68,27 @@ public class OrtEngine : Engine {
         }
     }
 
+    /** The entry that follows from `arm_kernels`, unless the bundle sets the entry itself. */
+    private fun withoutKleidiAi(options: Map<String, String>): String {
+        val entry = options[NO_KLEIDIAI]
+        val named = options["arm_kernels"]
+        if (entry != null && named != null && entry != ARM_KERNELS[named]) {
+            throw BundleException(
+                "manifest.json: engine options arm_kernels=$named and $NO_KLEIDIAI=$entry contradict each other",
+            )
+        }
+        return entry ?: ARM_KERNELS.getValue(named ?: "faithful")
+    }
+
     private companion object {
+        // Arm's KleidiAI, with which ONNX Runtime replaces its own kernels on ARM. It has no effect on other processors.
+        const val NO_KLEIDIAI = "mlas.disable_kleidiai"
+
+        // The values of arm_kernels, and the entry that they stand for.
+        val ARM_KERNELS = mapOf("faithful" to "1", "fastest" to "0")
+
         // A bundle may come from a stranger, so only options that cannot name a file or a library are passed on.
         val CONFIG_ENTRIES = setOf(
-            "mlas.disable_kleidiai",
             "mlas.enable_gemm_fastmath_arm64_bfloat16",
             "session.disable_prepacking",
             "session.dynamic_block_base",

@@ -49,6 +49,9 @@ internal enum class Filter(val support: Double) {
 internal class Weights private constructor(
     val taps: Int, val first: IntArray, val count: IntArray, val weights: IntArray,
 ) {
+    /** One beyond the last input pixel of all. */
+    val end: Int get() = first.last() + count.last()
+
     companion object {
         /** 8 bits are for the result, and two for what negative weights add to it. */
         const val PRECISION = 32 - 8 - 2

@@ -2,10 +2,11 @@ package dev.pocketvlm.runtime.image
 
 import dev.pocketvlm.runtime.Fit
 import dev.pocketvlm.runtime.ImageSpec
+import dev.pocketvlm.runtime.TensorType
 import dev.pocketvlm.runtime.TilingSpec
+import dev.pocketvlm.runtime.engine.Tensor
 import dev.pocketvlm.runtime.tiling.TilePlan
-import java.nio.ByteBuffer
-import java.nio.ByteOrder
+import java.nio.Buffer
 import java.nio.FloatBuffer
 
 /**
@@ -24,7 +25,7 @@ public object ImagePreprocessor {
      * drops 112 columns left and right. The thumbnail is the whole image stretched to one tile, or cropped to it with CROP.
      *
      * @param thumbnailFirst whether a thumbnail comes before the tiles or after them.
-     * @return [plan.encodedTiles, 3, tileSize, tileSize], direct and in native byte order, tiles row by row.
+     * @return float32 [plan.encodedTiles, 3, tileSize, tileSize], tiles row by row.
      */
     public fun makeTiles(
         image: RgbImage,
@@ -32,12 +33,11 @@ public object ImagePreprocessor {
         tiling: TilingSpec,
         spec: ImageSpec,
         thumbnailFirst: Boolean,
-        tiles: FloatBuffer,
-    ): FloatBuffer {
+    ): Tensor {
         val size = tiling.tileSize
         val (cols, rows) = plan.grid
-        val floats = Math.multiplyExact(plan.encodedTiles, 3 * size * size)
-        val normaliser = Normaliser(spec, size, tiles)
+        val tiles = Tensor.zeros(TensorType.FLOAT32, listOf(plan.encodedTiles, 3, size, size))
+        val normaliser = Normaliser(spec, size, tiles.floats())
         val first = if (plan.thumbnail && thumbnailFirst) 1 else 0
         val canvas = fit(image, cols * size, rows * size, tiling.fit, spec)
         for (index in 0 until plan.tiles) {
@@ -112,7 +112,7 @@ private class Normaliser(spec: ImageSpec, private val size: Int, private val out
     fun write(canvas: RgbImage, left: Int, top: Int, index: Int) {
         val target = out.duplicate()
         // By its supertype: FloatBuffer.position itself is newer than Android 8.
-        (target as java.nio.Buffer).position(index * 3 * size * size)
+        (target as Buffer).position(index * 3 * size * size)
         for (channel in 0 until 3) {
             val table = tables[channel]
             for (y in 0 until size) {

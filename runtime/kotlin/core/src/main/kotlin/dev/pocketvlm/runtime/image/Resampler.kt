@@ -6,7 +6,7 @@ import dev.pocketvlm.runtime.Resample
 internal data class Window(val left: Int, val top: Int, val width: Int, val height: Int)
 
 /**
- * Pillow's `Image.resize` for 8-bit RGB, bit for bit: a horizontal pass, rounded to 8 bits, then a vertical one.
+ * `Image.resize` of Pillow 13 for 8-bit RGB, bit for bit: one pass along each axis, each rounded to 8 bits.
  *
  * Rows go through one after the other: beside the picture and the result only as many rows are held as one output row is
  * made of. A window costs only the pixels inside it.
@@ -19,73 +19,86 @@ internal class Resampler(private val image: RgbImage, width: Int, height: Int, r
     private val down = if (height == image.height) null else {
         Weights.of(Filter.of(resample), image.height, height, window.top, window.height)
     }
-    private val values = window.width * 3
+
+    /** Pillow 12 and older always began across, which differs by a level here and there. */
+    private val downFirst = image.height > height && image.height - height > 2 * (image.width - width)
+
+    /** The columns of the picture that the window is made of: from the first one, so many values. */
+    private val firstColumn = across?.first?.first() ?: window.left
+    private val inputs = (across?.end ?: (window.left + window.width)).minus(firstColumn) * 3
+    private val outputs = window.width * 3
+    private val scaled = IntArray(outputs)
 
     /** The window's pixels, written to rows of [stride] bytes of [out], beginning at [offset]. */
     fun run(out: ByteArray, offset: Int, stride: Int) {
-        if (down == null) {
-            val row = IntArray(values)
-            for (y in 0 until window.height) {
-                scaleRow(window.top + y, row)
-                val start = offset + y * stride
-                for (index in row.indices) out[start + index] = row[index].toByte()
-            }
-        } else {
-            scaleDown(down, out, offset, stride)
+        if (down != null) return scaleDown(down, out, offset, stride)
+        val row = IntArray(inputs)
+        for (y in 0 until window.height) {
+            load(window.top + y, row)
+            store(if (across == null) row else scaleAcross(across, row, scaled), out, offset + y * stride)
         }
     }
 
     private fun scaleDown(weights: Weights, out: ByteArray, offset: Int, stride: Int) {
+        val first = if (downFirst) null else across
+        val second = if (downFirst) across else null
+        val values = if (first == null) inputs else outputs
         val ring = Array(weights.taps) { IntArray(values) }
+        val row = if (first == null) null else IntArray(inputs)
         val sums = IntArray(values)
         var next = 0
         for (y in 0 until window.height) {
-            val first = weights.first[y]
+            val start = weights.first[y]
             val count = weights.count[y]
-            next = maxOf(next, first)
-            while (next < first + count) {
-                scaleRow(next, ring[next % ring.size])
+            next = maxOf(next, start)
+            while (next < start + count) {
+                val slot = ring[next % ring.size]
+                load(next, row ?: slot)
+                if (first != null && row != null) scaleAcross(first, row, slot)
                 next++
             }
             sums.fill(HALF)
-            for (tap in 0 until count) addRow(sums, ring[(first + tap) % ring.size], weights.weights[y * weights.taps + tap])
-            val start = offset + y * stride
-            for (index in sums.indices) out[start + index] = rounded(sums[index]).toByte()
+            for (tap in 0 until count) add(sums, ring[(start + tap) % ring.size], weights.weights[y * weights.taps + tap])
+            for (index in sums.indices) sums[index] = rounded(sums[index])
+            store(if (second == null) sums else scaleAcross(second, sums, scaled), out, offset + y * stride)
         }
     }
 
-    // A function of its own, so that the compiler makes vector instructions of the loop.
-    private fun addRow(sums: IntArray, row: IntArray, weight: Int) {
+    private fun load(y: Int, row: IntArray) {
+        val pixels = image.pixels
+        val start = (y * image.width + firstColumn) * 3
+        for (index in row.indices) row[index] = pixels[start + index].toInt() and 0xff
+    }
+
+    private fun store(row: IntArray, out: ByteArray, start: Int) {
+        for (index in row.indices) out[start + index] = row[index].toByte()
+    }
+
+    // Functions of their own, small enough for the compiler to make vector instructions of them.
+    private fun add(sums: IntArray, row: IntArray, weight: Int) {
         for (index in sums.indices) sums[index] += row[index] * weight
     }
 
-    /** Row [y] of the picture, scaled horizontally. */
-    private fun scaleRow(y: Int, row: IntArray) {
-        val pixels = image.pixels
-        val start = y * image.width * 3
-        if (across == null) {
-            val begin = start + window.left * 3
-            for (index in row.indices) row[index] = pixels[begin + index].toInt() and 0xff
-            return
-        }
+    private fun scaleAcross(across: Weights, row: IntArray, result: IntArray): IntArray {
         val weights = across.weights
         for (x in 0 until window.width) {
-            var position = start + across.first[x] * 3
+            var position = (across.first[x] - firstColumn) * 3
             val begin = x * across.taps
             var red = HALF
             var green = HALF
             var blue = HALF
             for (tap in begin until begin + across.count[x]) {
                 val weight = weights[tap]
-                red += (pixels[position].toInt() and 0xff) * weight
-                green += (pixels[position + 1].toInt() and 0xff) * weight
-                blue += (pixels[position + 2].toInt() and 0xff) * weight
+                red += row[position] * weight
+                green += row[position + 1] * weight
+                blue += row[position + 2] * weight
                 position += 3
             }
-            row[3 * x] = rounded(red)
-            row[3 * x + 1] = rounded(green)
-            row[3 * x + 2] = rounded(blue)
+            result[3 * x] = rounded(red)
+            result[3 * x + 1] = rounded(green)
+            result[3 * x + 2] = rounded(blue)
         }
+        return result
     }
 
     private fun rounded(sum: Int): Int {
@@ -93,7 +106,7 @@ internal class Resampler(private val image: RgbImage, width: Int, height: Int, r
         return if (value < 0) 0 else if (value > 255) 255 else value
     }
 
-    companion object {
-        private const val HALF = 1 shl (Weights.PRECISION - 1)
+    private companion object {
+        const val HALF = 1 shl (Weights.PRECISION - 1)
     }
 }
