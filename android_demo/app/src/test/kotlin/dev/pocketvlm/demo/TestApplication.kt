@@ -1,8 +1,8 @@
 package dev.pocketvlm.demo
 
 import dev.pocketvlm.android.BitmapCodec
+import dev.pocketvlm.android.ThermalStatus
 import dev.pocketvlm.demo.device.Device
-import dev.pocketvlm.demo.device.Thermal
 import dev.pocketvlm.runtime.engine.Engines
 import dev.pocketvlm.runtime.engine.Memory
 
@@ -18,11 +18,11 @@ class TestApplication : DemoApplication() {
 }
 
 class FakeDevice : Device {
-    var hot: Thermal? = Thermal.NONE
+    var hot: ThermalStatus? = ThermalStatus.NONE
 
     override fun pssMb(): Double = 123.4
 
-    override fun thermal(): Thermal? = hot
+    override fun thermal(): ThermalStatus? = hot
 
     override val lowRam: Boolean = false
 

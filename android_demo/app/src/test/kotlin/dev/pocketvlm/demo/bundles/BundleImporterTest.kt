@@ -69,7 +69,7 @@ class BundleImporterTest {
     fun `what is no zip of a bundle is told apart`() {
         val cases = listOf(
             "no zip".toByteArray() to "no zip, or an empty one",
-            TestBundle.zip(files).copyOf(4000) to "the zip ends early",
+            TestBundle.zip(files).copyOf(4000) to "damaged zip: unexpected EOF",
             TestBundle.zip(mapOf("../evil" to byteArrayOf(1))) to "the zip has an unsafe path",
             TestBundle.zip(mapOf("/evil" to byteArrayOf(1))) to "the zip has an unsafe path",
             TestBundle.zip(files, ZipEntry.DEFLATED) to "manifest.json is compressed",

@@ -28,8 +28,8 @@ class BundlesActivityTest : AppTest() {
         importZip("demo model.zip", TestBundle.withNpuVariant().zip())
         awaitOutcome("demo-model is imported and verified")
         await("the session") { app.container.sessions.state.value is SessionState.Ready }
+        await("the mark") { card("demo-model").isShown(R.id.bundle_selected) }
         val card = card("demo-model")
-        assertTrue(card.isShown(R.id.bundle_selected))
         assertTrue(card.text(R.id.bundle_facts), card.text(R.id.bundle_facts).matches(Regex("tiny · 0 parameters · [0-9.]+ kB")))
         assertEquals("Licence: none", card.text(R.id.bundle_licence))
         val variants = card.findViewById<ViewGroup>(R.id.bundle_variants)
@@ -132,5 +132,8 @@ class BundlesActivityTest : AppTest() {
         return (0 until list.childCount).map { list.getChildAt(it).findViewById<TextView>(R.id.bundle_name).text.toString() }
     }
 
-    private fun card(name: String): View = activity.view<ViewGroup>(R.id.bundles).getChildAt(names().indexOf(name))
+    private fun card(name: String): View {
+        await("the card of $name") { name in names() }
+        return activity.view<ViewGroup>(R.id.bundles).getChildAt(names().indexOf(name))
+    }
 }

@@ -85,7 +85,7 @@ class ChatActivityTest : AppTest() {
         assertNotEquals("another activity", upright, activity)
         assertEquals(Configuration.ORIENTATION_LANDSCAPE, activity.resources.configuration.orientation)
         assertEquals("w10w11", activity.lastTurn.text(R.id.turn_answer))
-        assertTrue("the timings stand beside", activity.isShown(R.id.timings_grid))
+        await("the timings, which stand beside") { activity.isShown(R.id.timings_grid) }
         activity.view<View>(R.id.send).performClick()
         await("the end") { activity.lastTurn.isShown(R.id.turn_figures) }
         assertTrue(activity.lastTurn.text(R.id.turn_figures).startsWith("Stopped"))
