@@ -86,11 +86,14 @@ fun awaitOnMainThread(what: String, condition: () -> Boolean) {
     while (true) {
         main.idle()
         if (condition()) return
-        check(System.nanoTime() < end) { "waited in vain for $what" }
+        check(System.nanoTime() < end) {
+            val container = RuntimeEnvironment.getApplication().container
+            "waited in vain for $what; session: ${container.sessions.state.value}; import: ${container.imports.state.value}"
+        }
         // Until another thread posts something.
         main.poll(POLL_MILLIS)
     }
 }
 
-private const val LONGEST_NANOS = 60_000_000_000
+private const val LONGEST_NANOS = 40_000_000_000
 private const val POLL_MILLIS = 50L
