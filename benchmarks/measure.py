@@ -139,6 +139,13 @@ def run_fresh(case: Case) -> Sample:
     return _parse(case.name, finished.stdout, _others_share(before, _processor_seconds()))
 
 
+def share_of_others(work: Callable[[], None]) -> float | None:
+    """Do `work`, which waits for processes that it starts; returns what part of the machine anything else took meanwhile."""
+    before = _processor_seconds()
+    work()
+    return _others_share(before, _processor_seconds())
+
+
 def _parse(name: str, output: str, others_share: float | None) -> Sample:
     lines = output.strip().splitlines()
     try:

@@ -52,6 +52,18 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True)
+class OrtCpu:
+    """What target `ort-cpu` does beside the rest of the recipe.
+
+    Attributes:
+        arm_kernels: on ARM, the kernels whose numbers are nearest to those of other processors ("faithful"), or Arm's own,
+            KleidiAI ("fastest"), with which a phone may choose another token than the computer that judged the bundle.
+    """
+
+    arm_kernels: Literal["faithful", "fastest"] = "faithful"
+
+
+@dataclass(frozen=True, slots=True)
 class Qnn:
     """What targets `qnn:<SoC>` do beside the rest of the recipe.
 
@@ -153,6 +165,7 @@ class ExportRecipe:
         decoder_weights, lm_head_bits, embedding_bits, kv_cache: see the paper scheme.
         prefill_weights: "int8" adds a second form of the decoder's matrices, for chunks: the same values, rounded to INT8
             per output. Prefill becomes faster, the bundle and the memory larger.
+        ort_cpu: for ONNX Runtime on the CPU alone.
         qnn: for Qualcomm's NPU alone.
         task: file of questions with known answers, see `load_task`; the report then tells how many come out right.
 
@@ -171,6 +184,7 @@ class ExportRecipe:
     lm_head_bits: Literal[8, 4] = 8
     embedding_bits: Literal[8, 4] = 8
     kv_cache: KvCache = field(default_factory=KvCache)
+    ort_cpu: OrtCpu = field(default_factory=OrtCpu)
     qnn: Qnn = field(default_factory=Qnn)
     calibration: Calibration = field(default_factory=Calibration)
     thresholds: Thresholds = field(default_factory=Thresholds)

@@ -32,6 +32,10 @@ _CONFIG_ENTRIES = frozenset(
         "session.set_denormal_as_zero",
     }
 )
+# Arm's KleidiAI, with which ONNX Runtime replaces its own kernels on ARM. It has no effect on other processors.
+_NO_KLEIDIAI = "mlas.disable_kleidiai"
+# The values of arm_kernels, and the entry that they stand for.
+_ARM_KERNELS = {"faithful": "1", "fastest": "0"}
 _OPTIMIZATION_LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -56,7 +60,9 @@ class OnnxRuntimeEngine:
 
     Options: "graph_optimization" (disabled, basic, extended, all), "int8_products" (exact: on processors where products of
     signed weights saturate, weights are made unsigned while they are loaded, which wants zero points with every product of
-    bytes and an optimization of at least "extended"), and the session configuration entries of `_CONFIG_ENTRIES`.
+    bytes and an optimization of at least "extended"), "arm_kernels" (faithful, which is the default: on ARM, the kernels whose
+    numbers are nearest to other processors'; fastest: those that Arm optimized), and the session configuration entries of
+    `_CONFIG_ENTRIES`.
     """
 
     def open(self, path: Path, options: Mapping[str, str], threads: int | None) -> OnnxRuntimeSession:
@@ -214,9 +220,18 @@ def session_options(options: Mapping[str, str], threads: int | None) -> Any:
                 settings.add_session_config_entry("session.x64quantprecision", "1")
         elif key in _CONFIG_ENTRIES:
             settings.add_session_config_entry(key, value)
-        else:
+        elif key != "arm_kernels" or value not in _ARM_KERNELS:
             raise BundleError(f"manifest.json: engine option {key}={value!r} is not known to onnxruntime", "update PocketVLM")
+    settings.add_session_config_entry(_NO_KLEIDIAI, _without_kleidiai(options))
     return settings
+
+
+def _without_kleidiai(options: Mapping[str, str]) -> str:
+    """The entry that follows from "arm_kernels", unless the bundle sets the entry itself."""
+    entry, named = options.get(_NO_KLEIDIAI), options.get("arm_kernels")
+    if entry is not None and named is not None and entry != _ARM_KERNELS[named]:
+        raise BundleError(f"manifest.json: engine options arm_kernels={named} and {_NO_KLEIDIAI}={entry} contradict each other")
+    return entry if entry is not None else _ARM_KERNELS[named or "faithful"]
 
 
 def first_line(error: BaseException) -> str:

@@ -32,6 +32,7 @@ ROUNDED = {"decoder_weights": {"method": "rtn"}}
 BUNDLES: dict[str, dict[str, Any]] = {
     "paper": ROUNDED,
     "INT8 prefill": {"prefill_weights": "int8", **ROUNDED},
+    "fastest on ARM": {"ort_cpu": {"arm_kernels": "fastest"}, **ROUNDED},
     "fp32": {"precision": "fp32"},
     "fp32, chunks of 7": {"precision": "fp32", "chunk_size": 7},
     "fp32, fixed batch": {"precision": "fp32", "fixed_vision_batch": True},

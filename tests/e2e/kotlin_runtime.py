@@ -13,6 +13,7 @@ from tests.program import Ended
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "runtime" / "kotlin"
 DESKTOP = PROJECT / "desktop" / "target"
+MAIN = "dev.pocketvlm.runner.Main"
 _BUILD_SECONDS = 900
 _RUN_SECONDS = 600
 
@@ -26,16 +27,16 @@ def build() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def classpath() -> str:
+def jars() -> list[Path]:
     """What `build` made."""
     (own,) = DESKTOP.glob("pocketvlm-desktop-*.jar")
-    return f"{own}:{DESKTOP / 'lib'}/*"
+    return [own, *sorted((DESKTOP / "lib").glob("*.jar"))]
 
 
 def run(*arguments: object, properties: dict[str, str] | None = None) -> Ended:
     """Run `dev.pocketvlm.runner.Main`."""
     settings = [f"-D{name}={value}" for name, value in (properties or {}).items()]
-    command = ["java", *settings, "-cp", classpath(), "dev.pocketvlm.runner.Main", *map(str, arguments)]
+    command = ["java", *settings, "-cp", ":".join(map(str, jars())), MAIN, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_RUN_SECONDS, check=False)
     return Ended(done.returncode, done.stdout, done.stderr)
 

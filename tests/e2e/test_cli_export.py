@@ -70,6 +70,16 @@ def test_the_command_line_answers_as_a_session(call: Call, exported: Exported, p
     assert (found["text"], found["token_ids"]) == (text, list(stream.token_ids))
 
 
+def test_a_bundle_names_its_kernels_on_arm_where_they_are_not_the_default(call: Call, exported: Exported) -> None:
+    options = [
+        json.loads((exported(name) / "manifest.json").read_text())["variants"][0]["engine_options"]
+        for name in ("paper", "fp32", "fastest on ARM")
+    ]
+    assert options == [{"int8_products": "exact"}, {}, {"int8_products": "exact", "arm_kernels": "fastest"}]
+    found, plain = (call("run", exported(name), *ASK, "--json").json for name in ("fastest on ARM", "paper"))
+    assert found["token_ids"] == plain["token_ids"]
+
+
 def test_a_bundle_is_replaced_by_a_newer_one(call: Call, pristine: Path, recipe: Path, bundle: Path, tmp_path: Path) -> None:
     before = contents(bundle)
     same = tmp_path / "same.yaml"

@@ -71,7 +71,7 @@ TABLES = {
 }
 EXAMPLES = {
     "toolchain/architectures/vipllava.py",
-    "toolchain/backends/ort_cpu_portable.py",
+    "toolchain/backends/ort_cpu_patient.py",
     "toolchain/connectors/norm_mlp.py",
     "toolchain/decoders/qwen2.py",
     "toolchain/encoders/aimv2.py",
@@ -190,8 +190,8 @@ def test_wrong_command_lines_would_be_found(line: str) -> None:
 
 
 def test_every_make_target_exists() -> None:
-    known = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE))
-    named = {target for path in documents() for target in re.findall(r"`make ([a-z]+)`", path.read_text(encoding="utf-8"))}
+    known = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
+    named = {target for path in documents() for target in re.findall(r"`make ([a-z-]+)`", path.read_text(encoding="utf-8"))}
     assert {"demo", "test"} <= named <= known
 
 
@@ -337,7 +337,7 @@ def save_vipllava(directory: Path) -> VipLlavaForConditionalGeneration:
 def test_contributed_model_answers_as_transformers(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     model = save_vipllava(tmp_path / "checkpoint")
-    recipe = ExportRecipe(targets=("ort-cpu-portable",), precision="fp32", max_seq_len=128)
+    recipe = ExportRecipe(targets=("ort-cpu-patient",), precision="fp32", max_seq_len=128)
     with Checkpoint.open(str(tmp_path / "checkpoint")) as checkpoint:
         export_checkpoint(checkpoint, tmp_path / "bundle", recipe, SilentProgress())
     content = [{"type": "image", "image": DEFAULT_IMAGES[0]}, {"type": "text", "text": "w7 w9"}]
@@ -347,7 +347,7 @@ def test_contributed_model_answers_as_transformers(tmp_path: Path) -> None:
         text = "".join(stream)
         tokens, plan, found = list(stream.token_ids), stream.tile_plans[0], session.manifest
     assert found.model.architecture == "vipllava"
-    assert found.variants[0].engine_options["mlas.disable_kleidiai"] == "1"
+    assert found.variants[0].engine_options["session.intra_op.allow_spinning"] == "0"
     picture = load_image(DEFAULT_IMAGES[0], found.image)
     pixels = torch.from_numpy(make_tiles(picture, plan, found.tiling, found.image, thumbnail_first=True))
     tokenizer = RuntimeTokenizer.open(tmp_path / "bundle" / "tokenizer.json")

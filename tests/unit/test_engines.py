@@ -163,6 +163,9 @@ def test_options_are_applied_or_refused(tmp_path: Path) -> None:
     engine.open(doubler(tmp_path), {"graph_optimization": "basic", "mlas.disable_kleidiai": "1"}, None)
     for options in (
         {"graph_optimization": "basic", "int8_products": "exact"},
+        {"arm_kernels": "fast"},
+        {"arm_kernels": "fastest", "mlas.disable_kleidiai": "1"},
+        {"mlas.disable_kleidiai": "0", "arm_kernels": "faithful"},
         {"graph_optimization": "most"},
         {"int8_products": "fast"},
         {"session.load_library": "/tmp/x.so"},
@@ -180,6 +183,21 @@ def test_weights_are_made_unsigned_only_where_products_saturate(monkeypatch: pyt
     else:
         with pytest.raises(RuntimeError, match="x64quantprecision"):
             settings.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize(
+    ("options", "without_kleidiai"),
+    [
+        ({}, "1"),
+        ({"arm_kernels": "faithful"}, "1"),
+        ({"arm_kernels": "fastest"}, "0"),
+        ({"mlas.disable_kleidiai": "0"}, "0"),
+        ({"mlas.disable_kleidiai": "1"}, "1"),
+        ({"arm_kernels": "fastest", "mlas.disable_kleidiai": "0"}, "0"),
+    ],
+)
+def test_arm_kernels_are_faithful_unless_the_bundle_says_otherwise(options: dict[str, str], without_kleidiai: str) -> None:
+    assert session_options(options, 1).get_session_config_entry("mlas.disable_kleidiai") == without_kleidiai
 
 
 def test_the_probe_tells_what_the_products_of_a_graph_do(tmp_path: Path) -> None:

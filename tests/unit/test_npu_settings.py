@@ -9,7 +9,7 @@ import pytest
 from pocketvlm.errors import SettingError
 from pocketvlm.toolchain.backends.qnn.settings import check_settings
 from pocketvlm.toolchain.backends.qnn.socs import SOCS
-from pocketvlm.toolchain.recipe import DecoderWeights, ExportRecipe, KvCache, Qnn
+from pocketvlm.toolchain.recipe import DecoderWeights, ExportRecipe, KvCache, OrtCpu, Qnn
 from pocketvlm.toolchain.spec import ModelSpec
 
 from .test_npu_needs import BLUELM
@@ -37,6 +37,10 @@ def test_defaults_and_what_the_npu_does_in_any_case_are_taken() -> None:
 @pytest.mark.parametrize(
     ("recipe", "told"),
     [
+        (
+            ExportRecipe(ort_cpu=OrtCpu("fastest")),
+            r"ort_cpu.arm_kernels: fastest is .* same with either \(leave it out, or",
+        ),
         (ExportRecipe(lm_head_bits=4), r"lm_head_bits: 4 is .* output projection of 8 bits \(leave it out, or"),
         (ExportRecipe(prefill_weights="int8"), "prefill_weights: int8 is .* same weights"),
         (ExportRecipe(kv_cache=KvCache("int8", "per_channel")), "kv_cache.granularity: per_channel is .* one scale"),

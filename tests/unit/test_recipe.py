@@ -15,6 +15,7 @@ from pocketvlm.toolchain.recipe import (
     DecoderWeights,
     ExportRecipe,
     KvCache,
+    OrtCpu,
     Qnn,
     Thresholds,
     idle_settings,
@@ -35,6 +36,7 @@ prefill_weights: int8
 lm_head_bits: 4
 embedding_bits: 4
 kv_cache: {dtype: float32, granularity: per_tensor}
+ort_cpu: {arm_kernels: fastest}
 qnn: {stages: [decoder], vision_batch: 2, vision_activations: float16, decoder_weights: per_channel, attention: split,
   layers_per_part: 4, memory_gb: 2.5, vtcm_mb: 4, proxy: true, weight_sharing: false, emulate: all}
 calibration:
@@ -75,6 +77,7 @@ def test_every_field_is_read(tmp_path: Path) -> None:
         4,
         4,
         KvCache("float32", "per_tensor"),
+        OrtCpu("fastest"),
         Qnn(("decoder",), 2, "float16", "per_channel", "split", 4, 2.5, 4, True, False, "all"),
         Calibration(
             (str(tmp_path / "screens"), str(tmp_path / "../photos/one.png"), "/data/two.png"),
@@ -113,6 +116,13 @@ def test_a_file_is_named_as_it_was_given(tmp_path: Path, monkeypatch: pytest.Mon
         Path("recipes/my.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"^recipes/my\.yaml[:,] "):
         load_recipe(Path("recipes/my.yaml"))
+
+
+def test_arm_kernels_are_one_of_two(tmp_path: Path) -> None:
+    assert load(tmp_path, "chunk_size: 64").ort_cpu.arm_kernels == "faithful"
+    assert load(tmp_path, "ort_cpu: {arm_kernels: fastest}").ort_cpu.arm_kernels == "fastest"
+    with pytest.raises(RecipeError, match="'faithful', 'fastest'"):
+        load(tmp_path, "ort_cpu: {arm_kernels: fast}")
 
 
 def test_settings_of_the_npu_are_idle_without_one() -> None:

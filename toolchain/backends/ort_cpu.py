@@ -28,6 +28,7 @@ from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quantize.block import BlockWeights, round_to_nearest
 from pocketvlm.toolchain.quantize.scheme import WeightScheme
 from pocketvlm.toolchain.recipe import ExportRecipe
+from pocketvlm.toolchain.recipe import OrtCpu as OrtCpuSettings
 from pocketvlm.toolchain.spec import ModelSpec
 from pocketvlm.toolchain.split import cache_tensors, decoder_stage, embed_stage, vision_stages, write_cache
 from pocketvlm.toolchain.weights import CanonicalWeights
@@ -102,7 +103,7 @@ class OrtCpu:
             target=self._target,
             precision=job.recipe.precision,
             engine="onnxruntime",
-            engine_options={} if job.recipe.precision == "fp32" else dict(INT8_ENGINE_OPTIONS),
+            engine_options=_engine_options(job.recipe),
             vision_batch=job.recipe.vision_batch,
             stages=stages,
             kv_cache=cache,
@@ -156,6 +157,14 @@ class OrtCpu:
         for tensor in outputs:
             graph.output(tensor)
         return _save(job, graph, _LANGUAGE_DATA, inputs, outputs)
+
+
+def _engine_options(recipe: ExportRecipe) -> dict[str, str]:
+    """What differs from the engine's defaults, so that readers that do not know an option open what does without it."""
+    found = {} if recipe.precision == "fp32" else dict(INT8_ENGINE_OPTIONS)
+    if recipe.ort_cpu != OrtCpuSettings():
+        found["arm_kernels"] = recipe.ort_cpu.arm_kernels
+    return found
 
 
 def cpu_stages(job: LowerJob) -> dict[str, StageSpec]:

@@ -90,6 +90,9 @@ def _of_the_cpu_alone(spec: ModelSpec, recipe: ExportRecipe) -> Iterator[tuple[s
         yield f"vision_batch: {recipe.vision_batch}", "takes qnn.vision_batch tiles at once", "set qnn.vision_batch"
     if recipe.fixed_vision_batch:
         yield "fixed_vision_batch: true", "is compiled for exactly qnn.vision_batch tiles in any case", "leave it out"
+    if recipe.ort_cpu.arm_kernels != default.ort_cpu.arm_kernels:
+        told = "leaves to the CPU what is the same with either"
+        yield f"ort_cpu.arm_kernels: {recipe.ort_cpu.arm_kernels}", told, "leave it out"
 
 
 def _check_widths(spec: ModelSpec, recipe: ExportRecipe) -> None:

@@ -90,11 +90,13 @@ internal class Answer(
         val reason = try {
             generate()
         } catch (error: CancelledException) {
-            if (!cancelled.isCompleted) throw error
+            if (!isCancelled()) throw error
             StopReason.CANCELLED
         }
         emit(ChatEvent.Finished(text.toString(), tokenIds.toList(), plans, measure(reason)))
     }
+
+    private fun isCancelled(): Boolean = cancelled.isCompleted
 
     private suspend fun generate(): StopReason {
         val prompt = workshop.trace.span("prompt") { workshop.prompt.encode(messages) }
@@ -164,7 +166,7 @@ internal class Answer(
         reused = commonPrefix(workshop.resident, rows.keys.subList(0, rows.size - 1))
         val begin = System.nanoTime()
         try {
-            return decoder.prefill(rows, reused) { cancelled.isCompleted }
+            return decoder.prefill(rows, reused, ::isCancelled)
         } finally {
             prefillSeconds = (System.nanoTime() - begin) * 1e-9
             computed = decoder.length - reused
@@ -190,7 +192,7 @@ internal class Answer(
                 if (reason != null) break
                 // From here to the text of the step's token; the first token came from the prefill.
                 decoding.start()
-                token = sampler.sample(decoder.step(token))
+                token = sampler.sample(decoder.step(token, ::isCancelled))
                 steps++
             }
         } finally {
@@ -203,13 +205,13 @@ internal class Answer(
     }
 
     private fun reasonBefore(token: Int): StopReason? = when {
-        cancelled.isCompleted -> StopReason.CANCELLED
+        isCancelled() -> StopReason.CANCELLED
         token in workshop.stopTokenIds -> StopReason.STOP_TOKEN
         else -> null
     }
 
     private fun reasonAfter(): StopReason? = when {
-        cancelled.isCompleted -> StopReason.CANCELLED
+        isCancelled() -> StopReason.CANCELLED
         tokenIds.size >= maxNewTokens -> StopReason.MAX_NEW_TOKENS
         workshop.decoder.length >= workshop.maxLength -> StopReason.CONTEXT_FULL
         else -> null

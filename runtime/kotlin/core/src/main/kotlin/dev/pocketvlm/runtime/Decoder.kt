@@ -84,7 +84,7 @@ internal class Decoder(
         val ids = Tensor.zeros(TensorType.INT64, listOf(1, tokenIds.size))
         val numbers = ids.longs()
         for ((index, id) in tokenIds.withIndex()) numbers.put(index, id.toLong())
-        sessions.getValue("embed_tokens").bind(mapOf("token_ids" to ids), mapOf("embeddings" to out)).use(BoundRun::run)
+        sessions.getValue("embed_tokens").bind(mapOf("token_ids" to ids), mapOf("embeddings" to out)).use { it.run() }
     }
 
     /**
@@ -102,7 +102,7 @@ internal class Decoder(
         cache.truncate(start)
         while (length < total) {
             if (cancelled()) throw CancelledException("the prefill was cancelled")
-            prefillChunk(rows, minOf(chunkSize, total - length), total)
+            prefillChunk(rows, minOf(chunkSize, total - length), total, cancelled)
         }
         return logitsView
     }
@@ -110,15 +110,15 @@ internal class Decoder(
     /**
      * Appends one token; returns the logits [V] of the next, which the next call overwrites.
      *
-     * @throws CancelledException [cancel] was called meanwhile; the token is then not in the cache.
+     * @throws CancelledException [cancelled] became true and [cancel] was called meanwhile; the token is then not in the cache.
      */
-    fun step(tokenId: Int): FloatBuffer {
+    fun step(tokenId: Int, cancelled: () -> Boolean): FloatBuffer {
         require(length < capacity) { "the cache is full: $capacity positions" }
         trace.span("decode", "position" to length) {
             token.data.putLong(0, tokenId.toLong())
             engineSeconds += embedRow.run()
-            run(step, 1)
-            runHead()
+            run(step, 1, cancelled)
+            runHead(cancelled)
         }
         return logitsView
     }
@@ -128,7 +128,7 @@ internal class Decoder(
         sessions.values.forEach(EngineSession::cancel)
     }
 
-    private fun prefillChunk(rows: Rows, wanted: Int, total: Int) {
+    private fun prefillChunk(rows: Rows, wanted: Int, total: Int, cancelled: () -> Boolean) {
         // A graph of fixed length gives the logits of the last place, which may be padding, and some give none. Then the
         // last token goes through the decode stage instead, unless there is a head for any position.
         val padded = fixedChunk != null && wanted < chunkSize
@@ -136,42 +136,42 @@ internal class Decoder(
         val lastByStep = last && !hasHead && (padded || !chunkGivesLogits)
         trace.span("prefill", "position" to length, "tokens" to wanted) {
             val count = if (lastByStep) wanted - 1 else wanted
-            if (count > 0) runChunk(rows, count, last)
+            if (count > 0) runChunk(rows, count, last, cancelled)
             if (lastByStep) {
                 rows.fill(total - 1, row)
-                run(step, 1)
+                run(step, 1, cancelled)
             }
         }
     }
 
-    private fun runChunk(rows: Rows, count: Int, last: Boolean) {
+    private fun runChunk(rows: Rows, count: Int, last: Boolean, cancelled: () -> Boolean) {
         rows.fill(length, chunk.view(0, listOf(1, count, hiddenSize)))
         if (count < chunkSize && fixedChunk == null) {
-            bind("prefill", chunk.view(0, listOf(1, count, hiddenSize))).use { run(it, count, last) }
+            bind("prefill", chunk.view(0, listOf(1, count, hiddenSize))).use { run(it, count, last, cancelled) }
             return
         }
         val numbers = chunk.floats()
         for (index in count * hiddenSize until chunkSize * hiddenSize) numbers.put(index, 0f)
-        run(fullChunk, count, last)
+        run(fullChunk, count, last, cancelled)
     }
 
-    private fun run(bound: Bound, count: Int, last: Boolean) {
-        run(bound, count)
+    private fun run(bound: Bound, count: Int, last: Boolean, cancelled: () -> Boolean) {
+        run(bound, count, cancelled)
         if (!last || !hasHead) return
         val source = bound.hidden!!.floats()
         val target = step.hidden!!.floats()
         for (index in 0 until hiddenSize) target.put(index, source[(count - 1) * hiddenSize + index])
-        runHead()
+        runHead(cancelled)
     }
 
-    private fun run(bound: Bound, count: Int) {
+    private fun run(bound: Bound, count: Int, cancelled: () -> Boolean) {
         past.data.putLong(0, length.toLong())
-        for (run in bound.runs) engineSeconds += run.run()
+        for (run in bound.runs) engineSeconds += run.run(cancelled)
         if (inPlace) cache.advance(count) else cache.append(bound.new, count)
     }
 
-    private fun runHead() {
-        head?.let { engineSeconds += it.run() }
+    private fun runHead(cancelled: () -> Boolean) {
+        head?.let { engineSeconds += it.run(cancelled) }
     }
 
     private fun bind(chain: String, embeddings: Tensor): Bound {

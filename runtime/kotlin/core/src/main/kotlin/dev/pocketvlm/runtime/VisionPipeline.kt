@@ -107,7 +107,9 @@ internal class VisionPipeline(
 
     private fun run(stage: String, batch: Int, input: Tensor, output: Tensor, cancelled: () -> Boolean) {
         if (cancelled()) throw CancelledException("the image encoding was cancelled")
-        trace.span(stage, "batch" to batch, "tiles" to input.shape[0]) { stage(stage).run(input, output) }
+        trace.span(stage, "batch" to batch, "tiles" to input.shape[0]) {
+            stage(stage).run(input, output, cancelled)
+        }
     }
 
     /** Runs patch_embed for up to [BATCHES_AHEAD] batches ahead of who takes them. */
@@ -179,19 +181,19 @@ internal class VisionStage(private val parts: List<Pair<StageSpec, EngineSession
      * Results for [input] [n, ...], written to [output] [n, ...]; a fixed batch is filled up with zeros, whose results are
      * dropped.
      */
-    fun run(input: Tensor, output: Tensor) {
+    fun run(input: Tensor, output: Tensor, cancelled: () -> Boolean) {
         val count = input.shape[0]
-        val size = fixedBatch ?: return runParts(input, output)
+        val size = fixedBatch ?: return runParts(input, output, cancelled)
         for (start in 0 until count step size) {
             val rows = minOf(size, count - start)
             if (rows == size) {
-                runParts(input.rows(start, size), output.rows(start, size))
+                runParts(input.rows(start, size), output.rows(start, size), cancelled)
                 continue
             }
             val padded = room(source, size)
             padded.floats().put(input.rows(start, rows).floats())
             val results = room(target, size)
-            runParts(padded, results)
+            runParts(padded, results, cancelled)
             output.rows(start, rows).floats().put(results.rows(0, rows).floats())
         }
     }
@@ -205,7 +207,7 @@ internal class VisionStage(private val parts: List<Pair<StageSpec, EngineSession
         parts.forEach { it.second.close() }
     }
 
-    private fun runParts(input: Tensor, output: Tensor) {
+    private fun runParts(input: Tensor, output: Tensor, cancelled: () -> Boolean) {
         val count = input.shape[0]
         val known = hashMapOf(source.name to input, target.name to output)
         for ((spec, session) in parts) {
@@ -214,7 +216,7 @@ internal class VisionStage(private val parts: List<Pair<StageSpec, EngineSession
             }
             val inputs = spec.inputs.associate { it.name to known.getValue(it.name) }
             val outputs = spec.outputs.associate { it.name to known.getValue(it.name) }
-            session.bind(inputs, outputs).use { it.run() }
+            session.bind(inputs, outputs).use { it.run(cancelled) }
         }
     }
 

@@ -73,11 +73,7 @@ class VlmSessionTest {
         val waiting = session.encode(picture { 3 })
         assertEquals(Grid(1, 1), stalling.plan().grid)
         waiting.cancel()
-        // The first one holds the vision thread until its run is stopped.
-        while (!stalling.done) {
-            stalling.cancel()
-            delay(1)
-        }
+        stalling.cancel()
         assertFailsWith<CancelledException> { stalling.await() }
         assertFailsWith<CancelledException> { waiting.await() }
         val good = session.encode(picture { 3 })
@@ -94,10 +90,7 @@ class VlmSessionTest {
             val events = async { session.chat(question).toList() }
             stop(session, events)
             assertEquals(StopReason.CANCELLED, assertIs<ChatEvent.Finished>(events.await().last()).metrics.stopReason)
-            while (!image.done) {
-                image.cancel()
-                delay(1)
-            }
+            image.cancel()
             assertFailsWith<CancelledException> { session.chat(question).toList() }
         }
 
@@ -295,11 +288,9 @@ class VlmSessionTest {
         while (!session.answering) delay(1)
     }
 
-    /** Again and again: a run that begins just after it was stopped does not notice. */
     private suspend fun stop(session: VlmSession, answering: Job) {
-        while (!answering.isCompleted) {
-            session.stop()
-            delay(1)
-        }
+        untilBusy(session)
+        session.stop()
+        answering.join()
     }
 }

@@ -59,11 +59,14 @@ public interface BoundRun : AutoCloseable {
     /**
      * Runs the graph once; returns the seconds inside the engine, without what this program does around it.
      *
-     * @throws CancelledException [EngineSession.cancel] was called meanwhile; the outputs are then undefined.
+     * @param cancelled is asked once [EngineSession.cancel] would reach this run: who first makes it true and then calls
+     *   `cancel` is never too early.
+     * @throws CancelledException [cancelled] was true, or [EngineSession.cancel] was called meanwhile; the outputs are then
+     *   undefined.
      * @throws BundleException the graph refuses the tensors.
      * @throws EnvironmentException the engine failed.
      */
-    public fun run(): Double
+    public fun run(cancelled: () -> Boolean = { false }): Double
 
     /** Lets go of the tensors. Closing twice is allowed. */
     override fun close()

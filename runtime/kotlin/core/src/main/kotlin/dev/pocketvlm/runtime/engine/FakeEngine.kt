@@ -102,9 +102,9 @@ internal class FakeSession(private val name: String, private val script: FakeScr
             }
         }
         return object : BoundRun {
-            override fun run(): Double {
+            override fun run(cancelled: () -> Boolean): Double {
                 val start = System.nanoTime()
-                run(inputs, outputs)
+                run(inputs, outputs, cancelled)
                 return (System.nanoTime() - start) * 1e-9
             }
 
@@ -122,7 +122,7 @@ internal class FakeSession(private val name: String, private val script: FakeScr
         closed = true
     }
 
-    private fun run(inputs: Map<String, Tensor>, outputs: Map<String, Tensor>) {
+    private fun run(inputs: Map<String, Tensor>, outputs: Map<String, Tensor>, isCancelled: () -> Boolean) {
         lock.withLock {
             check(!closed) { "run after close" }
             check(!running) { "two runs at once" }
@@ -130,6 +130,7 @@ internal class FakeSession(private val name: String, private val script: FakeScr
             cancelled = false
         }
         try {
+            if (isCancelled()) throw CancelledException("$name: the run was cancelled")
             val sizes = HashMap<String, Int>()
             checkTensors(inputs, script.inputs, script.inputs.keys, sizes)
             checkTensors(outputs, script.outputs, outputs.keys, sizes)

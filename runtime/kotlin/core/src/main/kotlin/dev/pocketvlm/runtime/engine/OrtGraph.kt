@@ -55,10 +55,11 @@ internal class OrtGraph(
         }
     }
 
-    fun run(inputs: Map<String, OnnxTensor>, outputs: Map<String, OnnxTensor>): Double {
+    fun run(inputs: Map<String, OnnxTensor>, outputs: Map<String, OnnxTensor>, cancelled: () -> Boolean): Double {
         val opened = session ?: throw EnvironmentException("$name: the engine session is closed")
         val current = begin()
         try {
+            if (cancelled()) throw CancelledException("$name: the run was cancelled")
             val start = System.nanoTime()
             opened.run(inputs, NO_NAMES, outputs, current.options).close()
             return (System.nanoTime() - start) * 1e-9
@@ -142,9 +143,9 @@ internal class OrtBoundRun(
     private val outputValues = outputs.mapValues { (_, tensor) -> values.getOrPut(tensor) { owner.tensor(tensor) } }
     private var closed = false
 
-    override fun run(): Double {
+    override fun run(cancelled: () -> Boolean): Double {
         if (closed) throw EnvironmentException("a graph was run after its tensors were let go")
-        return owner.run(inputValues, outputValues)
+        return owner.run(inputValues, outputValues, cancelled)
     }
 
     override fun close() {

@@ -94,8 +94,10 @@ internal class AddedVocabulary private constructor(
             if (isFound(token, text, begin, end)) {
                 val from = if (token.stripLeft) maxOf(beginOfSpace(text, begin), done) else begin
                 val to = if (token.stripRight) endOfSpace(text, end) else end
+                if (from > to) throw TokenizerFailure("added tokens take the same white space")
                 if (done < from) segments += Segment(piece.slice(done, from))
-                segments += Segment(piece.slice(from, to), id)
+                // A token whose white space the one before it has taken is gone.
+                if (from < to) segments += Segment(piece.slice(from, to), id)
                 done = to
             }
         }
@@ -138,7 +140,8 @@ internal class TokenMatcher(contents: Map<Int, String>) {
     private val prefixes = PrefixFilter(ids.size)
 
     init {
-        val builder = Vocabulary.Builder()
+        // Of tokens with the same normal form the last is found; the library leaves it to chance.
+        val builder = Vocabulary.Builder(lastWins = true)
         ids.forEachIndexed { index, id ->
             val content = contents.getValue(id)
             if (content.isEmpty()) throw MalformedTokenizer("an added token is empty in its normal form")

@@ -93,6 +93,17 @@ class OrtEngineTest {
     }
 
     @Test
+    fun `who cancels before the engine has begun is not too early`() {
+        val (x, y) = List(2) { floats(0f) }
+        open("endless").use { session ->
+            val run = session.bind(mapOf("x" to x), mapOf("y" to y))
+            assertFailsWith<CancelledException> { run.run { true } }
+            // Asked, the canceller makes it true and cancels: the run, about to begin, ends.
+            assertFailsWith<CancelledException> { run.run { session.cancel().let { false } } }
+        }
+    }
+
+    @Test
     fun `names, shapes and types that the graph does not have`() {
         val one = floats(1f)
         open("add").use { session ->
@@ -176,7 +187,7 @@ class OrtEngineTest {
     private fun open(name: String): EngineSession = engine.open(Fixtures.file("graphs/$name.onnx"), emptyMap(), 1)
 
     private fun EngineSession.run(inputs: Map<String, Tensor>, outputs: Map<String, Tensor>) {
-        bind(inputs, outputs).use(BoundRun::run)
+        bind(inputs, outputs).use { it.run() }
     }
 
     private fun floats(vararg values: Float): Tensor =
