@@ -9,6 +9,7 @@ import android.widget.EditText
 import android.widget.TextView
 import dev.pocketvlm.demo.chat.ChatActivity
 import dev.pocketvlm.demo.session.SessionState
+import org.junit.After
 import org.junit.Assert.assertTrue
 import org.junit.Rule
 import org.junit.rules.TemporaryFolder
@@ -33,6 +34,12 @@ abstract class AppTest {
     val app: TestApplication get() = RuntimeEnvironment.getApplication() as TestApplication
 
     val documents: TestDocuments by lazy { Robolectric.setupContentProvider(TestDocuments::class.java, TestDocuments.AUTHORITY) }
+
+    /** A run that stalls would fail a minute later, in another test. */
+    @After
+    fun closeSession() {
+        (app.container.sessions.state.value as? SessionState.Ready)?.session?.close()
+    }
 
     /** Runs the main thread until [condition] holds. */
     fun await(what: String, condition: () -> Boolean) = awaitOnMainThread(what, condition)

@@ -52,7 +52,7 @@ class BenchmarkScreen(private val activity: Activity, private val model: Benchma
         val ready = session as? SessionState.Ready
         activity.findViewById<TextView>(R.id.benchmark_model).showText(
             if (ready == null) activity.getString(R.string.benchmark_no_model)
-            else activity.getString(R.string.benchmark_model, ready.session.manifest.model.name, ready.session.backend),
+            else activity.getString(R.string.benchmark_model, ready.name, ready.session.backend),
         )
     }
 

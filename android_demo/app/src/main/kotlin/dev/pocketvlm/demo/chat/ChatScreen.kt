@@ -48,7 +48,7 @@ class ChatScreen(
     fun show(state: ChatState) {
         shown = state
         val ready = state.session as? SessionState.Ready
-        activity.actionBar?.subtitle = ready?.let { "${it.session.manifest.model.name} · ${it.session.variant.target}" }
+        activity.actionBar?.subtitle = ready?.let { "${it.name} · ${it.session.variant.target}" }
         banner.show(state.problem)
         empty.show(state)
         conversation.show(state.turns)

@@ -40,11 +40,11 @@ class TimingsPanel(private val activity: Activity, toggle: () -> Unit) {
         if (ready == null) return
         val unfolded = beside || state.timingsUnfolded
         body.visibleIf(unfolded)
-        summary.visibleIf(!unfolded)
         arrow.setImageResource(if (unfolded) R.drawable.ic_expand else R.drawable.ic_collapse)
         val metrics = state.timings?.metrics
         summary.showText(metrics?.let(::summarise) ?: activity.getString(R.string.timings_none))
-        summary.visibleIf(!unfolded)
+        // Invisible, not gone: the arrow stays at the end.
+        summary.visibility = if (unfolded) View.INVISIBLE else View.VISIBLE
         if (!beside) header.contentDescription = describeHeader(unfolded)
         grid.fill(rows(state.timings), R.layout.timing) { view, (name, value) ->
             view.findViewById<TextView>(R.id.timing_name).showText(activity.getString(name))

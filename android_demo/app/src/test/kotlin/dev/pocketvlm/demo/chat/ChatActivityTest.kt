@@ -85,10 +85,11 @@ class ChatActivityTest : AppTest() {
         assertNotEquals("another activity", upright, activity)
         assertEquals(Configuration.ORIENTATION_LANDSCAPE, activity.resources.configuration.orientation)
         assertEquals("w10w11", activity.lastTurn.text(R.id.turn_answer))
-        await("the timings, which stand beside") { activity.isShown(R.id.timings_grid) }
+        assertTrue("the timings stand beside", activity.resources.getBoolean(R.bool.timings_beside))
+        assertEquals(View.VISIBLE, activity.view<View>(R.id.timings_body).visibility)
         activity.view<View>(R.id.send).performClick()
-        await("the end") { activity.lastTurn.isShown(R.id.turn_figures) }
-        assertTrue(activity.lastTurn.text(R.id.turn_figures).startsWith("Stopped"))
+        await("the end") { activity.lastTurn.text(R.id.turn_figures).startsWith("Stopped") }
+        assertEquals("w10w11", activity.lastTurn.text(R.id.turn_answer))
     }
 
     @Test

@@ -86,8 +86,8 @@ class AccessibilityTest : AppTest() {
         val layout = (view as? TextView)?.layout ?: return null
         if (view.ellipsize != null || view.text.isEmpty()) return null
         val room = view.height - view.paddingTop - view.paddingBottom
-        val wide = (0 until layout.lineCount).maxOf(layout::getLineWidth) - (view.width - view.paddingLeft - view.paddingRight)
-        return "'${view.text}' is cut: ${layout.height} in $room high".takeIf { layout.height > room || wide > 1 }
+        val wide = (0 until layout.lineCount).maxOf(layout::getLineMax) - (view.width - view.paddingLeft - view.paddingRight)
+        return "'${view.text}' is cut: ${layout.height} in $room high, $wide too wide".takeIf { layout.height > room || wide > 1 }
     }
 
     private fun describe(view: View): String =
