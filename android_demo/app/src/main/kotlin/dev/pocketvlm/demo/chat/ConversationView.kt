@@ -21,19 +21,28 @@ class ConversationView(private val activity: Activity) {
     private val list: ViewGroup = activity.findViewById(R.id.conversation)
     private val figures = Figures(activity.resources)
     private var shown: List<ChatTurn> = emptyList()
+    private var follow = true
+
+    init {
+        // Who has scrolled up to read is left there until the next question.
+        scroll.setOnScrollChangeListener { _, _, y, _, before ->
+            follow = !scroll.canScrollVertically(1) || (follow && y >= before)
+        }
+        // When the new height is known. Not by fullScroll, which would take the focus from the question.
+        list.addOnLayoutChangeListener { _, _, _, _, _, _, _, _, _ -> if (follow) scroll.post { scroll.scrollTo(0, list.height) } }
+    }
 
     fun show(turns: List<ChatTurn>) {
         if (turns === shown) return
         val before = shown
         shown = turns
-        val follow = turns.size != before.size || !scroll.canScrollVertically(1)
+        if (turns.size != before.size) follow = true
         var index = 0
         list.fill(turns, R.layout.turn) { view, turn ->
             // A piece of the answer changes the last turn alone.
             if (turn !== before.getOrNull(index++)) show(view, turn)
         }
         announce(before, turns)
-        if (follow) scroll.post { scroll.fullScroll(View.FOCUS_DOWN) }
     }
 
     private fun show(view: View, turn: ChatTurn) {
