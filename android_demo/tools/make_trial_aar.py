@@ -43,7 +43,9 @@ def make(jar: Path, target: Path) -> None:
         classes.unlink()
         for abi, folder in _FOLDERS.items():
             for library in _LIBRARIES:
-                archive.writestr(f"jni/{abi}/{library}", as_for_android(source.read(f"ai/onnxruntime/native/{folder}/{library}")))
+                archive.writestr(
+                    f"jni/{abi}/{library}", as_for_android(source.read(f"ai/onnxruntime/native/{folder}/{library}"))
+                )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import dev.pocketvlm.runtime.image.CheckedImageDecoder
 import dev.pocketvlm.runtime.image.EncodedImage
 import dev.pocketvlm.runtime.image.ImageCodec
 import dev.pocketvlm.runtime.image.ImageFormat
+import dev.pocketvlm.runtime.image.ImageSource
 import dev.pocketvlm.runtime.image.RgbImage
 import dev.pocketvlm.runtime.image.overWhite
 import java.io.ByteArrayOutputStream
@@ -26,7 +27,7 @@ import java.nio.ByteBuffer
 public class BitmapCodec : ImageCodec {
     private val decoder = BitmapDecoder()
 
-    override fun decode(source: dev.pocketvlm.runtime.image.ImageSource, maxPixels: Long): RgbImage = decoder.decode(source, maxPixels)
+    override fun decode(source: ImageSource, maxPixels: Long): RgbImage = decoder.decode(source, maxPixels)
 
     override fun encode(image: RgbImage, jpeg: Boolean): ByteArray {
         val bitmap = Bitmap.createBitmap(image.width, image.height, Bitmap.Config.ARGB_8888)
