@@ -1,16 +1,17 @@
-# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed.
+# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed, and for android what it installs as root
+# on Debian: a JDK, Maven and four small programs of Android's SDK.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench slow clean
+.PHONY: demo test lint bench slow android clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not android"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -24,6 +25,15 @@ slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# The phone's side: the runtime, the app, the APK, and tests of them together with Python.
+android: $(STAMP)
+	android_demo/build_apk.sh --tools-only
+	mvn -q -B -f runtime/kotlin/pom.xml verify
+	test -f build/demo-bundle/manifest.json || $(BIN)/pocketvlm export demo/model -o build/demo-bundle -c export_configs/demo.ort-cpu.yaml
+	mvn -q -B -f android_demo/pom.xml verify
+	android_demo/build_apk.sh
+	$(BIN)/python -m pytest -q -m android
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

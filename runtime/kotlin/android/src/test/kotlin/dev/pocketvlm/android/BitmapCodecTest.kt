@@ -38,8 +38,12 @@ class BitmapCodecTest {
     private fun readable(vararg endings: String): List<JsonObject> =
         files.filter { it.has("digest") && it["file"].asString.substringAfterLast('.') in endings }
 
-    private fun digest(image: RgbImage): String =
-        MessageDigest.getInstance("SHA-256").digest(image.pixels).joinToString("") { "%02x".format(it) }
+    /** Of the size and the pixels, as in images.json. */
+    private fun digest(image: RgbImage): String {
+        val hash = MessageDigest.getInstance("SHA-256")
+        hash.update("${image.width}x${image.height}\n".toByteArray())
+        return hash.digest(image.pixels).joinToString("") { "%02x".format(it) }
+    }
 
     @Test
     fun `BMP, WEBP without loss, PNG and GIF are Pillow's in every bit`() {

@@ -84,10 +84,4 @@ class DeviceTest {
         assertNull(state.batteryPercent)
         assertNull(state.charging)
     }
-
-    @Test
-    @Config(sdk = [35])
-    fun `thermal states are in Android's order`() {
-        assertEquals(listOf("NONE", "LIGHT", "MODERATE", "SEVERE", "CRITICAL", "EMERGENCY", "SHUTDOWN"), ThermalStatus.entries.map { it.name })
-    }
 }
