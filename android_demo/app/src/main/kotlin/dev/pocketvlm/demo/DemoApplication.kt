@@ -3,6 +3,7 @@ package dev.pocketvlm.demo
 import android.app.Application
 import dev.pocketvlm.android.BitmapCodec
 import dev.pocketvlm.android.SharedMemoryBuffers
+import dev.pocketvlm.demo.device.QualcommNpu
 import dev.pocketvlm.demo.device.SystemDevice
 import dev.pocketvlm.runtime.engine.Engines
 
@@ -17,9 +18,9 @@ open class DemoApplication : Application() {
         container.sessions.restore()
     }
 
-    /** The variant for Qualcomm's NPU gives `Engines.standard` its libraries here. */
+    /** What the device has; tests put other parts in. */
     protected open fun createPlatform(): Platform =
-        Platform(BitmapCodec(), SharedMemoryBuffers, Engines.standard(), SystemDevice(this))
+        Platform(BitmapCodec(), SharedMemoryBuffers, Engines.standard(QualcommNpu.find(this)), SystemDevice(this))
 
     override fun onTrimMemory(level: Int) {
         super.onTrimMemory(level)

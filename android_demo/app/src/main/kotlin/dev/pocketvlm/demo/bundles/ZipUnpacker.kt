@@ -3,6 +3,7 @@ package dev.pocketvlm.demo.bundles
 import dev.pocketvlm.runtime.BundleException
 import java.io.EOFException
 import java.io.File
+import java.io.IOException
 import java.io.InputStream
 import java.io.OutputStream
 import java.util.zip.ZipEntry
@@ -32,11 +33,14 @@ class ZipUnpacker(private val written: (Int) -> Unit) {
                 if (names.isEmpty()) throw BundleException("no zip, or an empty one", "pick the zip of a bundle")
             }
         } catch (error: ZipException) {
-            throw BundleException("damaged zip: ${error.message}", "copy the bundle again or export it again", error)
+            throw damaged(error)
         } catch (error: EOFException) {
-            throw BundleException("the zip ends early", "copy the bundle again or export it again", error)
+            throw damaged(error)
         }
     }
+
+    private fun damaged(error: IOException) =
+        BundleException("damaged zip: ${error.message ?: "it ends early"}", "copy the bundle again or export it again", error)
 
     private fun check(entry: ZipEntry, names: MutableSet<String>) {
         val segments = entry.name.split('/')

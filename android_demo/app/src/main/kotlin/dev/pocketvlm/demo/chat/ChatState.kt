@@ -1,7 +1,7 @@
 package dev.pocketvlm.demo.chat
 
+import dev.pocketvlm.android.ThermalStatus
 import dev.pocketvlm.demo.Problem
-import dev.pocketvlm.demo.device.Thermal
 import dev.pocketvlm.demo.images.Picture
 import dev.pocketvlm.demo.session.SessionState
 import dev.pocketvlm.runtime.EncodedImage
@@ -45,7 +45,7 @@ sealed interface AnswerState {
 data class ChatTurn(val id: Long, val question: String, val attachments: List<Attachment>, val answer: AnswerState)
 
 /** Figures of the latest answer, and of the process after it. */
-data class Timings(val metrics: Metrics?, val pssMb: Double, val thermal: Thermal?)
+data class Timings(val metrics: Metrics?, val pssMb: Double, val thermal: ThermalStatus?)
 
 /** Everything that the chat screen shows. */
 data class ChatState(

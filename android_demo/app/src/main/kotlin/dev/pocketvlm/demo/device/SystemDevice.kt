@@ -2,42 +2,20 @@ package dev.pocketvlm.demo.device
 
 import android.app.ActivityManager
 import android.content.Context
-import android.os.Build
-import android.os.Debug
 import android.os.PowerManager
+import dev.pocketvlm.android.DeviceFacts
+import dev.pocketvlm.android.DeviceState
+import dev.pocketvlm.android.ThermalStatus
 
 /** The device that the app runs on. */
-class SystemDevice(context: Context) : Device {
-    private val activities = context.getSystemService(ActivityManager::class.java)
+class SystemDevice(private val context: Context) : Device {
     private val power = context.getSystemService(PowerManager::class.java)
 
-    override fun pssMb(): Double = Debug.getPss() / KIBI
+    override fun pssMb(): Double = DeviceFacts.pssMb()
 
-    override fun thermal(): Thermal? =
-        if (Build.VERSION.SDK_INT >= 29) Thermal.entries.getOrNull(power.currentThermalStatus) else null
+    override fun thermal(): ThermalStatus? = DeviceState.thermal(power)
 
-    override val lowRam: Boolean get() = activities.isLowRamDevice
+    override val lowRam: Boolean get() = context.getSystemService(ActivityManager::class.java).isLowRamDevice
 
-    override fun facts(): Map<String, Any?> = linkedMapOf(
-        "manufacturer" to Build.MANUFACTURER,
-        "model" to Build.MODEL,
-        "soc" to if (Build.VERSION.SDK_INT >= 31) Build.SOC_MODEL else null,
-        "android" to Build.VERSION.RELEASE,
-        "api_level" to Build.VERSION.SDK_INT,
-        "abi" to Build.SUPPORTED_ABIS.firstOrNull(),
-        "processors" to Runtime.getRuntime().availableProcessors(),
-        "memory_mb" to totalMemoryMb(),
-        "pss_mb" to pssMb(),
-        "thermal_status" to thermal()?.name?.lowercase(),
-    )
-
-    private fun totalMemoryMb(): Double {
-        val memory = ActivityManager.MemoryInfo()
-        activities.getMemoryInfo(memory)
-        return memory.totalMem / KIBI / KIBI
-    }
-
-    private companion object {
-        const val KIBI = 1024.0
-    }
+    override fun facts(): Map<String, Any?> = DeviceFacts.read().toMap() + DeviceState.read(context).toMap()
 }
