@@ -1,11 +1,11 @@
-# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed, and for android what it installs as root
-# on Debian: a JDK, Maven and four small programs of Android's SDK.
+# Each target does its own set-up; nothing but Python 3.11 or newer and make is needed. Only android needs more: a JDK, Maven and
+# some of Android's small programs, which android-tools installs, as root, on Debian or Ubuntu.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench slow android clean
+.PHONY: demo test lint bench slow android android-tools clean
 
 demo: $(STAMP)
 	$(BIN)/python demo/run.py
@@ -26,9 +26,12 @@ slow: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
-# The phone's side: the runtime, the app, the APK, and tests of them together with Python.
-android: $(STAMP)
+android-tools:
 	android_demo/build_apk.sh --tools-only
+	tests/e2e/adbd_setup.sh build/adbd-rootfs
+
+# The phone's side: the runtime, the app, the APK, and tests of them together with Python.
+android: $(STAMP) android-tools
 	mvn -q -B -f runtime/kotlin/pom.xml verify
 	test -f build/demo-bundle/manifest.json || $(BIN)/pocketvlm export demo/model -o build/demo-bundle -c export_configs/demo.ort-cpu.yaml
 	mvn -q -B -f android_demo/pom.xml verify

@@ -107,7 +107,7 @@ class Bundle:
                 vision_target, both, decoder_target = target.partition("+")
                 if not both:
                     decoder_target = vision_target
-                chosen = self._placed(self._variant(vision_target), self._variant(decoder_target))
+                chosen = self._placed(self.find_variant(vision_target), self.find_variant(decoder_target))
             vision_contract.check_sizes(self.manifest, chosen)
         return chosen
 
@@ -133,7 +133,12 @@ class Bundle:
                 return f"target {target} runs here, with the language model of {other.target}; or "
         return ""
 
-    def _variant(self, target: str) -> VariantSpec:
+    def find_variant(self, target: str) -> VariantSpec:
+        """The variant for a target or of that name, whether or not it runs here.
+
+        Raises:
+            UsageError: the bundle has no such variant.
+        """
         variants = self.manifest.variants
         for variant in variants:
             if target in (variant.name, variant.target):

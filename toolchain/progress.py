@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichBars
+from rich.text import Text
 
 from pocketvlm.toolchain.console import Console
+
+Unit = Literal["steps", "bytes"]
 
 
 class Progress(Protocol):
@@ -19,8 +22,8 @@ class Progress(Protocol):
     def estimate(self, ram_bytes: int, disk_bytes: int, seconds: float) -> None:
         """What the work will take, told before it starts."""
 
-    def stage(self, name: str, total: int) -> None:
-        """A part of the work with `total` steps begins; the part before it has ended."""
+    def stage(self, name: str, total: int, unit: Unit = "steps") -> None:
+        """A part of the work with `total` steps or bytes begins; the part before it has ended."""
 
     def advance(self, n: int = 1) -> None:
         """`n` more steps of the current part are done."""
@@ -35,7 +38,7 @@ class SilentProgress:
     def estimate(self, ram_bytes: int, disk_bytes: int, seconds: float) -> None:
         pass
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, unit: Unit = "steps") -> None:
         pass
 
     def advance(self, n: int = 1) -> None:
@@ -43,6 +46,15 @@ class SilentProgress:
 
     def note(self, text: str) -> None:
         pass
+
+
+class _DoneColumn(MofNCompleteColumn):
+    """How much is done: "3/12", or "1.2 GB/3.4 GB"."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields.get("unit") != "bytes":
+            return super().render(task)
+        return Text(f"{decimal(int(task.completed))}/{decimal(int(task.total or 0))}", style="progress.download")
 
 
 class RichProgress:
@@ -57,7 +69,7 @@ class RichProgress:
         self._bars = RichBars(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _DoneColumn(),
             TimeElapsedColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -78,11 +90,11 @@ class RichProgress:
             f"needs about {decimal(ram_bytes)} of memory, {decimal(disk_bytes)} of disk, {_duration(seconds)} on two idle cores"
         )
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: str, total: int, unit: Unit = "steps") -> None:
         self._finish()
         if not self._console.is_terminal:
             self.note(name)
-        self._task = self._bars.add_task(escape(name), total=total)
+        self._task = self._bars.add_task(escape(name), total=total, unit=unit)
 
     def advance(self, n: int = 1) -> None:
         if self._task is not None:

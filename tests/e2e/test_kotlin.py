@@ -105,7 +105,9 @@ def test_the_npus_protocol_on_the_cpu(npu_bundle: Path, tmp_path: Path) -> None:
     assert by_kotlin(npu_bundle, cases, tmp_path, "qnn-cpu") == by_python(npu_bundle, cases, "qnn-cpu")
 
 
-def test_the_bench_writes_what_the_command_prints(exported: Callable[[str], Path], photograph: Path, tmp_path: Path, call: Call) -> None:
+def test_the_bench_writes_what_the_command_prints(
+    exported: Callable[[str], Path], photograph: Path, tmp_path: Path, call: Call
+) -> None:
     options = ["--prompt-tokens", "24", "--new-tokens", "4", "--repetitions", "2", "--image", photograph]
     expected = call("bench", exported("paper"), "--json", *options).json
     ended = kotlin_runtime.run("--bundle", exported("paper"), "--output", tmp_path / "out.json", *options)
@@ -137,7 +139,9 @@ def test_the_bench_writes_what_the_command_prints(exported: Callable[[str], Path
         ("too long", "context_length"),
     ],
 )
-def test_bad_input_has_the_same_code(bundle: Path, photograph: Path, tmp_path: Path, call: Call, damage: str, code: str) -> None:
+def test_bad_input_has_the_same_code(
+    bundle: Path, photograph: Path, tmp_path: Path, call: Call, damage: str, code: str
+) -> None:
     question, picture, target = "What?", photograph, []
     match damage:
         case "nothing there":
@@ -171,9 +175,7 @@ def test_bad_input_has_the_same_code(bundle: Path, photograph: Path, tmp_path: P
     expected = call("run", bundle, question, *arguments, *target, "--json")
     case = asked(picture, question) if picture else {"messages": [{"role": "user", "content": question}], "max_new_tokens": 4}
     (tmp_path / "asked.json").write_text(json.dumps([case]))
-    ended = kotlin_runtime.run(
-        "--bundle", bundle, "--ask", tmp_path / "asked.json", "--output", tmp_path / "out.json", *target
-    )
+    ended = kotlin_runtime.run("--bundle", bundle, "--ask", tmp_path / "asked.json", "--output", tmp_path / "out.json", *target)
     error = json.loads(ended.out)["error"]
     assert (error["code"], ended.code) == (code, expected.code)
     assert json.loads(expected.out)["error"]["code"] == code

@@ -28,7 +28,7 @@ from .command_line import REPLY, BundleAt, Call, process
 
 
 def commands() -> list[str]:
-    return ["export", "tune", "run", "chat", "bench", "inspect", "verify", "doctor", "list"]
+    return ["export", "tune", "run", "chat", "bench", "push", "inspect", "verify", "doctor", "list"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in commands()), ["--version"]])
@@ -51,10 +51,12 @@ def test_the_commands_are_those_of_the_design(call: Call) -> None:
         "run": "--image --max-new-tokens --temperature --seed --target --trace --json",
         "tune": "--target -o -c --revision --json",
         "chat": "--target",
-        "bench": "--image --prompt-tokens --new-tokens --repetitions --threads --target --json --markdown",
+        "bench": "--image --prompt-tokens --new-tokens --repetitions --threads --target --device --timeout --runner "
+        "--onnxruntime-android --json --markdown",
+        "push": "--device --to --json",
         "inspect": "--size --json",
         "verify": "--json",
-        "doctor": "--target --phone-runtime --json",
+        "doctor": "--target --phone-runtime --device --json",
         "list": "--json",
     }
     for name, options in wanted.items():
@@ -423,10 +425,13 @@ def test_progress_on_a_terminal_draws_bars_on_stderr(capsys: pytest.CaptureFixtu
     with RichProgress(Console(file=screen, force_terminal=True, width=100)) as progress:
         progress.stage("calibrate [x]", 3)
         progress.advance(2)
+        progress.stage("push", 3_000_000, "bytes")
+        progress.advance(1_500_000)
         progress.stage("lower", 1)
         progress.estimate(1, 1, 7200)
     assert "calibrate [x]" in screen.getvalue()
     assert "3/3" in screen.getvalue()
+    assert "3.0 MB/3.0 MB" in screen.getvalue()
     assert "2.0 h" in screen.getvalue()
     silent: Progress = SilentProgress()
     silent.stage("x", 1)

@@ -19,8 +19,8 @@ from packaging.specifiers import SpecifierSet
 from pocketvlm.errors import PocketVLMError, RecipeError, SettingError, UsageError
 from pocketvlm.runtime.manifest_reader import parse_manifest
 from pocketvlm.toolchain import packages, probe
-from pocketvlm.toolchain.commands.bench import summarise
 from pocketvlm.toolchain.commands.origin import naming_origin
+from pocketvlm.toolchain.devices.host import summarise
 from pocketvlm.toolchain.progress import Progress
 from pocketvlm.toolchain.quality import QualityReport, WholeQuality
 from pocketvlm.toolchain.recipe import ExportRecipe
@@ -105,7 +105,7 @@ def test_bench_of_an_emulated_npu_says_so_everywhere(call: Call, bundle_at: Bund
 
 def test_bench_measures_without_caches(call: Call, bundle_at: BundleAt, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("pocketvlm.toolchain.commands.bench.summarise", lambda runs: seen.append(runs) or {})
+    monkeypatch.setattr("pocketvlm.toolchain.devices.host.summarise", lambda runs: seen.append(runs) or {})
     call("bench", bundle_at(chain=REPLY), "--image", picture, "--new-tokens", 4, "--prompt-tokens", 20, "--json")
     cold, encoded = seen
     assert [run.image_was_cached for run in cold] == [False] * 5

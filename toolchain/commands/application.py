@@ -21,6 +21,8 @@ from pocketvlm.toolchain.commands.options import (
     Revision,
     Target,
     config_option,
+    device_option,
+    file_option,
     output_option,
     path_of,
     text_of,
@@ -246,25 +248,71 @@ def _bench(
         int | None, typer.Option(min=1, metavar="N", help="Threads on the CPU; the engine's choice unless given.")
     ] = None,
     target: Target = None,
+    device: Annotated[
+        str,
+        device_option(
+            "Where to measure: host, this computer; adb, the phone or emulator that is connected; adb:SERIAL, one of several."
+        ),
+    ] = "host",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="Longest run on another device; unless given, it grows with the repetitions."
+        ),
+    ] = None,
+    runner: Annotated[
+        Path | None,
+        file_option("--runner", told="Jar of the runtime for Android; POCKETVLM_RUNNER, or this clone's build unless given."),
+    ] = None,
+    onnxruntime_android: Annotated[
+        Path | None,
+        file_option(
+            "--onnxruntime-android",
+            told="Archive (.aar) of ONNX Runtime for Android; POCKETVLM_ONNXRUNTIME_AAR, or what Maven or Gradle has fetched "
+            "unless given.",
+        ),
+    ] = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed and memory on this machine: median and standard deviation."""
+    """Measure speed and memory on this computer or on a phone: median and standard deviation."""
     from pocketvlm.toolchain.commands.bench import bench
+    from pocketvlm.toolchain.devices.report import BenchJob, Settings
 
     if as_json and markdown:
         raise UsageError("--json and --markdown exclude each other", "give one of them")
-    bench(
-        bundle,
-        image,
-        prompt_tokens,
-        new_tokens,
-        repetitions,
-        threads,
-        target,
-        "json" if as_json else "markdown" if markdown else "table",
-    )
+    settings = Settings(prompt_tokens, new_tokens, repetitions, threads, image.name if image else None)
+    job = BenchJob(bundle, image, settings, target, timeout, runner, onnxruntime_android)
+    bench(device, job, "json" if as_json else "markdown" if markdown else "table")
+
+
+@_command("push")
+def _push(
+    bundle: BundlePath,
+    device: Annotated[
+        str, device_option("Where to: adb, the phone or emulator that is connected; adb:SERIAL, one of several.")
+    ] = "adb",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            parser=text_of,
+            metavar="DIR",
+            help="Folder on the device; /data/local/tmp/pocketvlm/ with the bundle's name unless given. A bundle that is there "
+            "is replaced; nothing else is.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a bundle to a phone or an emulator; only what is missing or differs there travels.
+
+    What was interrupted goes on where it stopped. The bundle can be opened there when all of it has arrived, not before.
+    """
+    from pocketvlm.toolchain.commands.push import push
+
+    push(bundle, device, to, as_json)
 
 
 @_command("inspect")
@@ -310,13 +358,20 @@ def _doctor(
             "For qnn:* the version of com.qualcomm.qti:qnn-runtime, or of QAIRT, such as 2.50.",
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        device_option(
+            "Look at a phone or emulator, too: adb, the one that is connected; adb:SERIAL, one of several. "
+            "With --target: whether it has that SoC."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check this machine: packages, processor, memory, disk."""
+    """Check this machine: packages, processor, memory, disk; and with --device a phone."""
     from pocketvlm.toolchain.commands.doctor import doctor
 
-    doctor(target, phone_runtime, as_json)
+    doctor(target, phone_runtime, device, as_json)
 
 
 @_command("list")

@@ -16,13 +16,15 @@ from pocketvlm.errors import EnvironmentFault, UsageError
 from pocketvlm.toolchain.backends import BACKENDS, family
 from pocketvlm.toolchain.backends.checks import Check
 from pocketvlm.toolchain.commands.output import print_json, print_line, print_pairs, print_table
+from pocketvlm.toolchain.devices import HOST, ability, split
+from pocketvlm.toolchain.devices.report import Examined
 from pocketvlm.toolchain.packages import NEEDED_FOR, Package, check_packages
 
 # What makes ONNX Runtime's int8 kernels fast: on x86 (as /proc/cpuinfo spells them), then on ARM.
 _CPU_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
 
 
-def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None:
+def doctor(target: str | None, phone_runtime: str | None, device: str | None, as_json: bool) -> None:
     """Print what this machine has; without `target` only the packages of runtime and command line have to be there.
 
     As JSON it is one object, whatever comes out. Its `checks` are all that has to be right, each with name, ok, detail and,
@@ -30,9 +32,10 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
 
     Args:
         phone_runtime: version of the target's runtime on the phone, to be compared with what is compiled here.
+        device: another device to look at, as the command line names it.
 
     Raises:
-        UsageError: an unknown target, or a phone's runtime without a target that has one.
+        UsageError: an unknown target, a phone's runtime without a target that has one, or an unknown kind of device.
         EnvironmentFault: something needed is missing or of another version; all that is wrong is told.
     """
     if target is not None:
@@ -45,10 +48,12 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
     needed = [item for item in packages if item.needed_for in wanted_for]
     faults = [item for item in needed if not item.ok]
     checks = _target_checks(target, phone_runtime, extras) if target is not None else []
+    examined = _examine(device, target)
+    checks_there = [] if examined is None else list(examined.checks)
     memory, free = psutil.virtual_memory(), shutil.disk_usage(Path.cwd()).free
     found: dict[str, Any] = {
-        "ok": not faults and all(check.ok for check in checks),
-        "checks": [*map(_of_package, needed), *map(_of_target, checks)],
+        "ok": not faults and all(check.ok for check in [*checks, *checks_there]),
+        "checks": [*map(_of_package, needed), *map(_of_target, [*checks, *checks_there])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": [asdict(item) for item in packages],
@@ -63,12 +68,25 @@ def doctor(target: str | None, phone_runtime: str | None, as_json: bool) -> None
         "targets": list(BACKENDS.names()),
         "target": [asdict(check) for check in checks],
     }
+    if examined is not None:
+        found["device"] = {**examined.facts, "checks": [asdict(check) for check in checks_there]}
     if not as_json:
         _print(found, packages, None if target is None else family(target))
+        if examined is not None:
+            _print_device(examined)
     elif found["ok"]:
         print_json(found)
     if not found["ok"]:
-        raise _fault(faults, [check for check in checks if not check.ok], extras, found)
+        raise _fault(faults, [check for check in [*checks, *checks_there] if not check.ok], extras, found)
+
+
+def _examine(device: str | None, target: str | None) -> Examined | None:
+    """What another device says; None where it is this computer."""
+    if device is None or split(device)[0] == HOST:
+        return None
+    examine, address = ability(device, "examine")
+    examined: Examined = examine(address, target)
+    return examined
 
 
 def _target_checks(target: str, phone_runtime: str | None, extras: tuple[str, ...]) -> list[Check]:
@@ -156,9 +174,19 @@ def _print(found: dict[str, Any], packages: list[Package], asked: str | None) ->
     ]
     print_table("\npackages", ("package", "installed", "wanted", "for", ""), rows)
     if found["target"]:
-        checks = [(item["name"], item["found"], item["needed"], "ok" if item["ok"] else "NO") for item in found["target"]]
-        print_table("\ntarget", ("", "here", "needed", ""), checks)
+        _print_checks("target", found["target"])
     ready = {part: all(item.ok for item in packages if item.needed_for == part) for part in NEEDED_FOR.values()}
     if asked is not None and not all(item["ok"] for item in found["target"]):
         ready[NEEDED_FOR.get(asked, "export")] = False
     print_line("ready for: " + (", ".join(part for part, ok in ready.items() if ok) or "nothing"))
+
+
+def _print_device(examined: Examined) -> None:
+    print_line()
+    print_pairs(examined.lines)
+    _print_checks("device", [asdict(check) for check in examined.checks])
+
+
+def _print_checks(title: str, checks: list[dict[str, Any]]) -> None:
+    rows = [(item["name"], item["found"], item["needed"], "ok" if item["ok"] else "NO") for item in checks]
+    print_table(f"\n{title}", ("", "here", "needed", ""), rows)

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 from pocketvlm.errors import UsageError
+from pocketvlm.toolchain.devices import split
 
 
 def text_of(text: str) -> str:
@@ -28,6 +29,12 @@ def variant_of(text: str) -> str:
     """A variant of a bundle, "T", or two of them, "T1+T2"."""
     if "" in text.split("+"):
         raise typer.BadParameter(f"{text!r} lacks a target; write T, or T1+T2")
+    return text
+
+
+def device_of(text: str) -> str:
+    """A device, "adb:R5CT"; what stands behind the colon is its kind's business."""
+    split(text)
     return text
 
 
@@ -79,3 +86,13 @@ def config_option(told: str) -> Any:
 def output_option(metavar: str, told: str) -> Any:
     """The place to write to."""
     return typer.Option("-o", "--output", parser=path_of, metavar=metavar, help=told, show_default=False)
+
+
+def device_option(told: str) -> Any:
+    """A device, by its kind and address."""
+    return typer.Option(parser=device_of, metavar="D", help=told)
+
+
+def file_option(*names: str, told: str) -> Any:
+    """A file to read."""
+    return typer.Option(*names, parser=path_of, metavar="FILE", help=told)

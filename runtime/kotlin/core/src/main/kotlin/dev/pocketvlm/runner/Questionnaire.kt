@@ -63,6 +63,6 @@ internal class Questionnaire(private val session: VlmSession) {
     private fun part(element: JsonElement, folder: File): Part {
         val part = element.asJsonObject
         if (part["type"].asString == "text") return Part.Text(part["text"].asString)
-        return Part.Picture(ImageSource.File(File(folder, part["image"].asString)))
+        return Part.Picture(ImageSource.File(folder.resolve(part["image"].asString)))
     }
 }

@@ -33,8 +33,17 @@ public class Runner(
         0
     } catch (error: PocketVlmException) {
         System.err.println("error: ${error.message}")
-        println(jsonText(mapOf("error" to mapOf("code" to error.code, "message" to error.problem, "hint" to error.hint))))
+        tell(error.code, error.problem, error.hint)
         error.exitCode
+    } catch (error: Throwable) {
+        // Whoever started this on a phone has no other way to learn of it.
+        error.printStackTrace()
+        tell("bug", error.toString(), "report it, with what stands above")
+        EXIT_BUG
+    }
+
+    private fun tell(code: String, message: String, hint: String) {
+        println(jsonText(mapOf("error" to mapOf("code" to code, "message" to message, "hint" to hint))))
     }
 
     private suspend fun work(given: Arguments) {
@@ -76,6 +85,10 @@ public class Runner(
             part.delete()
             throw EnvironmentException("${file.path}: cannot be written: ${error.reason()}", "name a file that can be", error)
         }
+    }
+
+    private companion object {
+        const val EXIT_BUG = 1
     }
 }
 

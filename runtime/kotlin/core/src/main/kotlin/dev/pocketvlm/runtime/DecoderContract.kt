@@ -68,7 +68,9 @@ internal object DecoderContract {
         val columns = listOf(cache.capacity, cache.headDim)
         val transposed = cache.keysTransposed && kind.groupValues[2] == "key"
         val wanted = (listOf(1, cache.kvHeads) + if (transposed) columns.reversed() else columns).map(Dimension::Fixed)
-        if (tensor.shape != wanted) {
+        // A graph may leave a dimension open.
+        val fits = tensor.shape.size == wanted.size && tensor.shape.zip(wanted).all { (it.first is Dimension.Named) || it.first == it.second }
+        if (!fits) {
             throw BundleException("manifest.json: stage $stage has ${tensor.name} as ${tensor.shape}, the cache has $wanted")
         }
     }

@@ -25,7 +25,7 @@ public class ImageIoDecoder : CheckedImageDecoder() {
     override fun decodePixels(image: EncodedImage): RgbImage = when (image.format) {
         ImageFormat.JPEG -> read(image, "jpeg") { decodeJpeg(it, checkNotNull(image.jpegColours)) }
         ImageFormat.BMP -> read(image, "bmp") { rgbOf(it.read(0), image.name) }
-        ImageFormat.TIFF -> read(image, "tiff") { rgbOf(it.read(0), image.name) }
+        ImageFormat.TIFF -> read(image, "tiff") { rgbOf(it.read(0), image.name, colourMap(it)) }
         else -> throw ImageException(
             "${image.name} is a ${image.format} image, which Java on a desktop cannot read", "convert it to PNG or JPEG"
         )
@@ -35,15 +35,15 @@ public class ImageIoDecoder : CheckedImageDecoder() {
         val reader = ImageIO.getImageReadersByFormatName(format).next()
         try {
             stream(image).use { input ->
-                reader.setInput(input, true, true)
+                // Of metadata, only a TIFF's palette is wanted.
+                reader.setInput(input, true, image.format != ImageFormat.TIFF)
+                var cutOff: String? = null
                 reader.addIIOReadWarningListener { _, warning ->
                     // Other warnings are about damage that libjpeg, and so Pillow, mends.
-                    if (warning.startsWith("Premature end")) throw Truncated(warning)
+                    if (warning.startsWith("Truncated File")) cutOff = warning
                 }
-                return decode(reader)
+                return decode(reader).also { if (cutOff != null) throw IOException(cutOff) }
             }
-        } catch (error: Truncated) {
-            throw IOException(error.message, error)
         } finally {
             reader.dispose()
         }
@@ -53,6 +53,4 @@ public class ImageIoDecoder : CheckedImageDecoder() {
         is ImageSource.File -> FileImageInputStream(source.file)
         else -> MemoryCacheImageInputStream(image.open())
     }
-
-    private class Truncated(message: String) : RuntimeException(message)
 }

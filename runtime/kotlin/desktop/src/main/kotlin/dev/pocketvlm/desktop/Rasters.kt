@@ -8,11 +8,18 @@ import java.awt.color.ColorSpace
 import java.awt.image.BufferedImage
 import java.awt.image.DataBuffer
 import java.awt.image.IndexColorModel
+import javax.imageio.ImageReader
+import javax.imageio.plugins.tiff.BaselineTIFFTagSet
+import javax.imageio.plugins.tiff.TIFFDirectory
 
-/** The samples of [image] as 8-bit RGB, by Pillow's formulas; [name] stands for it in messages. */
-internal fun rgbOf(image: BufferedImage, name: String): RgbImage {
+/**
+ * The samples of [image] as 8-bit RGB, by Pillow's formulas; [name] stands for it in messages.
+ *
+ * @param colourMap the palette of a TIFF, if it has one: all reds, all greens, all blues, in 16 bits.
+ */
+internal fun rgbOf(image: BufferedImage, name: String, colourMap: IntArray? = null): RgbImage {
     val pixels = ByteArray(image.width * image.height * 3)
-    val convert = converter(image, name)
+    val convert = if (colourMap == null) converter(image, name) else byColourMap(colourMap)
     val raster = image.raster
     val bands = raster.numBands
     val row = IntArray(image.width * bands)
@@ -54,9 +61,21 @@ private fun converter(image: BufferedImage, name: String): Converter {
     }
 }
 
+/** The palette of a TIFF, of whose 16 bits Pillow keeps the upper 8 and the JDK the nearest 8. */
+internal fun colourMap(reader: ImageReader): IntArray? {
+    val directory = TIFFDirectory.createFromMetadata(reader.getImageMetadata(0))
+    return directory.getTIFFField(BaselineTIFFTagSet.TAG_COLOR_MAP)?.asChars?.let { map -> IntArray(map.size) { map[it].code } }
+}
+
+private fun byColourMap(map: IntArray) = Converter { samples, source, pixels, target ->
+    for (channel in 0 until 3) pixels[target + channel] = (map[channel * (map.size / 3) + samples[source]] shr 8).toByte()
+}
+
 private fun byPalette(model: IndexColorModel) = Converter { samples, source, pixels, target ->
     val colour = model.getRGB(samples[source])
-    for (channel in 0 until 3) pixels[target + channel] = overWhite(colour shr (16 - 8 * channel) and 255, colour ushr 24).toByte()
+    for (channel in 0 until 3) {
+        pixels[target + channel] = overWhite(colour shr (16 - 8 * channel) and 255, colour ushr 24).toByte()
+    }
 }
 
 private fun grey(bits: Int, alpha: Boolean) = Converter { samples, source, pixels, target ->
@@ -68,7 +87,10 @@ private fun grey(bits: Int, alpha: Boolean) = Converter { samples, source, pixel
 private fun colour(image: BufferedImage, alpha: Boolean, premultiplied: Boolean): Converter {
     val sizes = image.sampleModel.sampleSize
     // Of 16 bits the upper 8 are kept; fewer than 8 are stretched to the full range.
-    fun eight(value: Int, band: Int) = if (sizes[band] > 8) value shr (sizes[band] - 8) else value * 255 / ((1 shl sizes[band]) - 1)
+    fun eight(value: Int, band: Int): Int {
+        val bits = sizes[band]
+        return if (bits > 8) value shr (bits - 8) else value * 255 / ((1 shl bits) - 1)
+    }
     return Converter { samples, source, pixels, target ->
         val opacity = if (alpha) eight(samples[source + 3], 3) else 255
         for (channel in 0 until 3) {

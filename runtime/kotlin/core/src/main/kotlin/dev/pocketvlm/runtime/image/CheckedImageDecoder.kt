@@ -26,7 +26,8 @@ public abstract class CheckedImageDecoder : ImageDecoder {
     }
 
     /**
-     * The pixels as they are stored, not turned, with white behind what is transparent. JPEG, WEBP, BMP and TIFF.
+     * The pixels as they are stored, not turned, with white behind what is transparent ([overWhite]), and no colour profile
+     * applied. JPEG, WEBP, BMP and TIFF.
      *
      * @throws ImageException the format or the kind of pixels is not supported here.
      * @throws Exception any other means that the file is damaged.

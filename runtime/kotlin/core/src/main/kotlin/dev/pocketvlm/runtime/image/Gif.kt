@@ -87,7 +87,7 @@ internal fun readGifHeader(file: ByteSource): Header {
     return Header(gif.width.toLong(), gif.height.toLong(), several = gif.hasAnother())
 }
 
-/** Reads the pixels of a GIF of one frame, as Pillow shows them; where a frame leaves the screen free, that is so, too. */
+/** Reads the pixels of a GIF of one frame. What the frame leaves free of the screen looks as in Pillow, too. */
 internal class GifDecoder(private val file: ByteSource) {
     fun decode(): RgbImage {
         val gif = GifFile(file)

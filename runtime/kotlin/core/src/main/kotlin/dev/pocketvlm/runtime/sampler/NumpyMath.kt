@@ -36,21 +36,25 @@ internal fun expf(x: Float): Float {
 }
 
 /**
- * a * b + c, rounded once. `Math.fma` is newer than Android 8.
+ * a * b + c, rounded once, for results that are not subnormal. `Math.fma` is newer than Android 8.
  *
- * The product of two floats is exact in a double. The sum is not always, so it is rounded to odd: the second rounding, to
- * float, then cannot see a tie where there is none.
+ * The product of two floats is exact in a double; the sum is rounded. The second rounding, to float, can only go wrong
+ * where that sum lies in the middle between two floats: there, what was lost decides.
  */
 internal fun fma(a: Float, b: Float, c: Float): Float {
     val product = a.toDouble() * b
     val sum = product + c
+    val bits = sum.toRawBits()
+    if (bits and BELOW_FLOAT != MIDDLE) return sum.toFloat()
     val shifted = sum - product
     val lost = (product - (sum - shifted)) + (c - shifted)
     if (lost == 0.0) return sum.toFloat()
-    val bits = sum.toRawBits()
-    if (bits and 1L != 0L) return sum.toFloat()
     return Double.fromBits(if ((lost > 0) == (sum > 0)) bits + 1 else bits - 1).toFloat()
 }
+
+/** The bits of a double that a float has no room for, and their value in the middle between two floats. */
+private const val BELOW_FLOAT = (1L shl 29) - 1
+private const val MIDDLE = 1L shl 28
 
 /** Sum in the order of numpy's pairwise summation: eight running sums in blocks of 128. */
 internal fun pairwiseSum(values: FloatArray, start: Int = 0, count: Int = values.size): Float {

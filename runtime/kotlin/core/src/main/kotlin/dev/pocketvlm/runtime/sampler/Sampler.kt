@@ -10,10 +10,12 @@ import java.security.SecureRandom
  *
  * The same seed, options and logits draw the tokens that the Python runtime draws on x86-64: random numbers and every
  * float32 step are equal bit for bit. Only the last step is not: the probabilities that are drawn from come from a float64
- * `exp` that numpy and each platform round in their own way, by one unit in the last place. A draw could differ where the
- * random number falls within some 1e-16 of the border between two tokens, once in about 1e13 draws.
- * On other processors numpy itself computes float32 `exp` differently, and a token exactly at the border of top-p or min-p
- * can be kept by one and not by the other.
+ * `exp` that numpy and each platform round in their own way, by one unit in the last place. A draw differs where the random
+ * number falls within some 1e-16 of the border between two tokens: with a whole vocabulary left to draw from, once in
+ * about 1e10 draws, and with 50 tokens left once in 1e14.
+ *
+ * On other processors numpy itself computes float32 `exp` differently (this class does not), and a token that lies exactly
+ * at the border of top-p or min-p can be kept by one and not by the other.
  *
  * @param options how to choose.
  * @param context token ids of the prompt, for the repetition penalty.

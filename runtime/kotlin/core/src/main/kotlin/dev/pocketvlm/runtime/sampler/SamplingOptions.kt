@@ -24,18 +24,16 @@ public data class SamplingOptions(
 ) {
     init {
         val warm = temperature >= Manifest.LEAST_TEMPERATURE && temperature < Double.POSITIVE_INFINITY
-        require(
-            "temperature", temperature, temperature == 0.0 || warm, "0, or a finite number of 0.0001 or more"
-        )
-        require("top_k", topK, topK >= 0, "0 or more")
-        require("top_p", topP, topP > 0 && topP <= 1, "above 0 and at most 1")
-        require("min_p", minP, minP in 0.0..1.0, "0 to 1")
+        ensure("temperature", temperature, temperature == 0.0 || warm, "0, or a finite number of 0.0001 or more")
+        ensure("top_k", topK, topK >= 0, "0 or more")
+        ensure("top_p", topP, topP > 0 && topP <= 1, "above 0 and at most 1")
+        ensure("min_p", minP, minP in 0.0..1.0, "0 to 1")
         val penalty = repetitionPenalty > 0 && repetitionPenalty < Double.POSITIVE_INFINITY
-        require("repetition_penalty", repetitionPenalty, penalty, "above 0")
-        require("seed", seed, seed == null || seed >= 0, "0 or more")
+        ensure("repetition_penalty", repetitionPenalty, penalty, "above 0")
+        ensure("seed", seed, seed == null || seed >= 0, "0 or more")
     }
 
-    private fun require(name: String, value: Number?, fits: Boolean, wanted: String) {
+    private fun ensure(name: String, value: Number?, fits: Boolean, wanted: String) {
         if (!fits) throw UsageException("$name is $value", "it must be $wanted")
     }
 }

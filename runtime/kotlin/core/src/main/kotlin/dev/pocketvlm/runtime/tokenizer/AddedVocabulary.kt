@@ -94,6 +94,7 @@ internal class AddedVocabulary private constructor(
             if (isFound(token, text, begin, end)) {
                 val from = if (token.stripLeft) maxOf(beginOfSpace(text, begin), done) else begin
                 val to = if (token.stripRight) endOfSpace(text, end) else end
+                if (from > to) throw TokenizerFailure("added tokens take the same white space")
                 if (done < from) segments += Segment(piece.slice(done, from))
                 segments += Segment(piece.slice(from, to), id)
                 done = to

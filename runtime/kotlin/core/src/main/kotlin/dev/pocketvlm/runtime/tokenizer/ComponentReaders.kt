@@ -126,21 +126,25 @@ internal object PostProcessorReader {
 
     private fun template(fields: Fields): PostProcessor {
         val special = fields.fields("special_tokens")
-        return TemplatePostProcessor(fields.fieldsList("single").map { templatePart(it, special) })
+        return TemplatePostProcessor(template(fields, "single", special), template(fields, "pair", special))
     }
+
+    private fun template(fields: Fields, name: String, special: Fields): List<TemplatePart> =
+        fields.fieldsList(name).map { templatePart(it, special) }
 
     private fun templatePart(part: Fields, special: Fields): TemplatePart {
         val (kind, _) = part.only()
         val id = part.fields(kind).string("id")
         return when {
-            kind == "Sequence" && id == "A" -> TemplatePart.Text
+            kind == "Sequence" && id == "A" -> TemplatePart.Text(0)
+            kind == "Sequence" && id == "B" -> TemplatePart.Text(1)
             kind == "SpecialToken" -> special.fields(id).let { token ->
                 val ids = token.integers("ids")
                 val tokens = token.strings("tokens")
                 if (ids.size != tokens.size) token.fail("ids", "as long as its tokens")
                 TemplatePart.Special(ids, tokens)
             }
-            else -> part.fail(kind, "a part of a template for one text")
+            else -> part.fail(kind, "a part of a template")
         }
     }
 }

@@ -1,5 +1,6 @@
 package dev.pocketvlm.runtime.tokenizer
 
+import java.text.Normalizer.Form
 import java.text.Normalizer as UnicodeNormalizer
 
 /** Changes a text before it is split. */
@@ -12,19 +13,20 @@ internal class NormalizerSequence(private val steps: List<Normalizer>) : Normali
 }
 
 /** NFC, NFD, NFKC or NFKD, of the platform's Unicode version: normal forms of assigned characters do not change. */
-internal class NormalForm(private val form: UnicodeNormalizer.Form) : Normalizer {
+internal class NormalForm(private val form: Form) : Normalizer {
     override fun normalize(piece: Piece): Piece {
         val text = piece.text
         if (text.all { it.code < FIRST_CHANGED } || UnicodeNormalizer.isNormalized(text, form)) return piece
         val whole = UnicodeNormalizer.normalize(text, form)
-        val parts = Parts(piece)
+        val transformation = Transformation(piece)
         var begin = 0
         while (begin < text.length) {
             val end = endOfPart(text, begin)
-            parts.add(begin, end)
+            normalizePart(text.substring(begin, end), transformation)
             begin = end
         }
-        return parts.finish().takeIf { it.text == whole } ?: Parts(piece).apply { add(0, text.length) }.finish()
+        val result = transformation.finish()
+        return if (result.text == whole) result else Transformation(piece).also { normalizePart(text, it) }.finish()
     }
 
     /** A base character and its marks change together. */
@@ -38,27 +40,33 @@ internal class NormalForm(private val form: UnicodeNormalizer.Form) : Normalizer
         return end
     }
 
-    private inner class Parts(private val piece: Piece) {
-        private val editor = piece.edit()
-
-        /** The first new character comes from the first old one and so on; those too many come from the last. */
-        fun add(begin: Int, end: Int) {
-            val part = piece.text.substring(begin, end)
-            var from = begin
-            UnicodeNormalizer.normalize(part, form).forEachCodePoint { _, codePoint ->
-                editor.append(codePoint, from)
-                val next = from + Character.charCount(piece.text.codePointAt(from))
-                if (next < end) from = next
+    /** Every old character is taken apart, which adds characters; every new one is put together, which takes some away. */
+    private fun normalizePart(part: String, transformation: Transformation) {
+        val fragments = mutableListOf<Pair<Int, Int>>()
+        part.forEachCodePoint { _, old ->
+            var change = 0
+            normalize(old, if (form in COMPATIBLE) Form.NFKD else Form.NFD).forEachCodePoint { _, fragment ->
+                fragments += fragment to change
+                change = 1
             }
         }
-
-        fun finish(): Piece = editor.finish()
+        UnicodeNormalizer.normalize(part, form).forEachCodePoint { _, new ->
+            var change = 1
+            normalize(new, Form.NFD).forEachCodePoint { _, fragment ->
+                val index = fragments.indexOfFirst { it.first == fragment }
+                change += (if (index < 0) 0 else fragments.removeAt(index).second) - 1
+            }
+            transformation.put(new, change)
+        }
     }
+
+    private fun normalize(codePoint: Int, form: Form): String = UnicodeNormalizer.normalize(String(Character.toChars(codePoint)), form)
 
     private companion object {
         const val FIRST_CHANGED = 0xA0
         val MARKS = Unicode.category("M")!!
         val MEDIAL_JAMO = 0x1160..0x11FF
+        val COMPATIBLE = setOf(Form.NFKC, Form.NFKD)
     }
 }
 

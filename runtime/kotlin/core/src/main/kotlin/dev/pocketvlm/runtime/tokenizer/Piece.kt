@@ -79,6 +79,36 @@ internal class Piece private constructor(
     }
 }
 
+/**
+ * Keeps the library's account of where characters come from: every new character says how many old ones it stands for.
+ */
+internal class Transformation(private val piece: Piece) {
+    private val editor = piece.edit()
+    private var next = 0
+    private var last = -1
+
+    /**
+     * Appends a character.
+     *
+     * @param change 1 if it comes in addition to the old ones, 0 if it stands for the next old one, -n if it stands for the
+     *   next old one and n others after it.
+     */
+    fun put(codePoint: Int, change: Int) {
+        if (change <= 0) skip()
+        if (last < 0) editor.append(String(Character.toChars(codePoint)), piece.start, piece.start) else editor.append(codePoint, last)
+        repeat(-change) { skip() }
+    }
+
+    /** The old character that comes next stands for nothing. */
+    fun skip() {
+        if (next >= piece.text.length) return
+        last = next
+        next += Character.charCount(piece.text.codePointAt(next))
+    }
+
+    fun finish(): Piece = editor.finish()
+}
+
 /** What becomes of the separators when a text is split. */
 internal enum class SplitBehavior { REMOVED, ISOLATED, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT, CONTIGUOUS }
 

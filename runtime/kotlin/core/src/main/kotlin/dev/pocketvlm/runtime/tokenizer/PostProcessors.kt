@@ -10,18 +10,26 @@ internal class PostProcessorSequence(private val steps: List<PostProcessor>) : P
         steps.fold(encodings) { current, step -> step.process(current, addTokens) }
 }
 
-/** A part of a template: the text, or tokens. */
+/** A part of a template: one of the encodings, or tokens. */
 internal sealed interface TemplatePart {
-    data object Text : TemplatePart
+    class Text(val index: Int) : TemplatePart
 
     class Special(val ids: List<Int>, val tokens: List<String>) : TemplatePart
 }
 
-internal class TemplatePostProcessor(private val parts: List<TemplatePart>) : PostProcessor {
-    override fun process(encodings: List<Encoding>, addTokens: Boolean): List<Encoding> = parts.mapNotNull { part ->
-        when (part) {
-            is TemplatePart.Text -> encodings[0]
-            is TemplatePart.Special -> if (addTokens) special(part) else null
+/** A template for one encoding, and one for the two that a step before may have made of it. */
+internal class TemplatePostProcessor(private val single: List<TemplatePart>, private val pair: List<TemplatePart>) : PostProcessor {
+    override fun process(encodings: List<Encoding>, addTokens: Boolean): List<Encoding> {
+        val template = when (encodings.size) {
+            1 -> single
+            2 -> pair
+            else -> throw TokenizerFailure("a template gets ${encodings.size} encodings")
+        }
+        return template.mapNotNull { part ->
+            when (part) {
+                is TemplatePart.Text -> encodings.getOrNull(part.index) ?: throw TokenizerFailure("a template wants a second text")
+                is TemplatePart.Special -> if (addTokens) special(part) else null
+            }
         }
     }
 

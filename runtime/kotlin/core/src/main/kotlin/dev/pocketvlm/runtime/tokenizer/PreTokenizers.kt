@@ -96,6 +96,7 @@ internal class MetaspacePreTokenizer(
 /** Splits where the script changes. What stands before the first character that has a script is lost, as in the library. */
 internal object UnicodeScriptsPreTokenizer : PreTokenizer {
     private val sets = Unicode.scriptNames.associateWith { Unicode.script(it)!! }
+    private val scriptless = Unicode.quirk("scriptless")
 
     override fun split(piece: Piece): List<Piece> {
         val pieces = mutableListOf<Piece>()
@@ -113,9 +114,9 @@ internal object UnicodeScriptsPreTokenizer : PreTokenizer {
         return pieces
     }
 
-    /** Null for a space, which belongs to either side. */
+    /** Null for a space and for characters without a script, which belong to either side. */
     private fun scriptOf(codePoint: Int): String? {
-        if (codePoint == ' '.code) return null
+        if (codePoint in scriptless) return null
         if (codePoint == LONG_VOWEL) return "Han"
         val script = sets.entries.find { codePoint in it.value }?.key
         return if (script == "Hiragana" || script == "Katakana") "Han" else script

@@ -97,37 +97,28 @@ internal class PrecompiledNormalizer(charsmap: String) : Normalizer {
     }
 
     /**
-     * Keeps the library's account of where characters come from: the new characters of a replacement take the places of the
-     * old ones in turn, and characters that are replaced by nothing at the beginning are forgotten.
+     * The new characters of a replacement take the places of the old ones in turn. As in the library, characters that are
+     * replaced by nothing at the beginning are forgotten, so that those after them seem to stand there.
      */
-    private class Changes(private val piece: Piece) {
-        private val editor = piece.edit()
-        private var old = 0
-        private var oldLast = -1
+    private class Changes(piece: Piece) {
+        private val transformation = Transformation(piece)
         private var any = false
 
-        fun keep(codePoint: Int) = put(codePoint, takesOld = true)
+        fun keep(codePoint: Int) {
+            any = true
+            transformation.put(codePoint, 0)
+        }
 
         fun replace(oldCount: Int, new: String) {
             var index = 0
-            new.forEachCodePoint { _, codePoint -> put(codePoint, takesOld = index++ < oldCount) }
-            if (any) repeat(oldCount - index) { skip() }
+            new.forEachCodePoint { _, codePoint ->
+                any = true
+                transformation.put(codePoint, if (index++ < oldCount) 0 else 1)
+            }
+            if (any) repeat(oldCount - index) { transformation.skip() }
         }
 
-        fun finish(): Piece = editor.finish()
-
-        private fun put(codePoint: Int, takesOld: Boolean) {
-            any = true
-            if (takesOld) skip()
-            val text = String(Character.toChars(codePoint))
-            if (oldLast < 0) editor.append(text, piece.start, piece.start) else editor.append(text, oldLast)
-        }
-
-        private fun skip() {
-            if (old >= piece.text.length) return
-            oldLast = old
-            old += Character.charCount(piece.text.codePointAt(old))
-        }
+        fun finish(): Piece = transformation.finish()
     }
 
     private companion object {

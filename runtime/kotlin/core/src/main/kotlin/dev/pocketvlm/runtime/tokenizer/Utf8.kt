@@ -29,6 +29,9 @@ internal object Utf8 {
         private var low = LOWEST
         private var high = HIGHEST
 
+        /** ED and a byte after it that makes half of a surrogate pair: Python waits for the third byte before it gives up. */
+        private var surrogate = false
+
         /** Whether a damaged character has been replaced. */
         var damaged: Boolean = false
             private set
@@ -43,12 +46,17 @@ internal object Utf8 {
             if (missing == 0) return ""
             missing = 0
             damaged = true
-            return REPLACEMENT.toString()
+            return if (surrogate) "$REPLACEMENT$REPLACEMENT" else REPLACEMENT.toString()
         }
 
         private fun StringBuilder.push(byte: Int) {
             if (missing > 0) {
-                if (byte in low..high) {
+                if (missing == 2 && !surrogate && high == LAST_NO_SURROGATE && byte in high + 1..HIGHEST) {
+                    surrogate = true
+                    damaged = true
+                    return
+                }
+                if (byte in low..high && !surrogate) {
                     low = LOWEST
                     high = HIGHEST
                     codePoint = codePoint shl 6 or (byte and 0x3F)
@@ -63,13 +71,14 @@ internal object Utf8 {
         private fun StringBuilder.begin(byte: Int) {
             low = LOWEST
             high = HIGHEST
+            surrogate = false
             when (byte) {
                 in 0x00..0x7F -> append(byte.toChar())
                 in 0xC2..0xDF -> lead(byte and 0x1F, 1)
                 in 0xE0..0xEF -> {
                     lead(byte and 0x0F, 2)
                     if (byte == 0xE0) low = 0xA0
-                    if (byte == 0xED) high = 0x9F
+                    if (byte == 0xED) high = LAST_NO_SURROGATE
                 }
                 in 0xF0..0xF4 -> {
                     lead(byte and 0x07, 3)
@@ -91,4 +100,5 @@ internal object Utf8 {
 
     private const val LOWEST = 0x80
     private const val HIGHEST = 0xBF
+    private const val LAST_NO_SURROGATE = 0x9F
 }

@@ -4,8 +4,11 @@ import com.google.gson.JsonArray
 import com.google.gson.JsonElement
 import com.google.gson.JsonObject
 import com.google.gson.JsonParser
+import dev.pocketvlm.runtime.BundleException
+import dev.pocketvlm.runtime.PromptException
 import java.io.File
 import java.util.zip.GZIPInputStream
+import kotlin.test.assertEquals
 
 /** tests/fixtures/tokenizers: tokenizers, and what the Python runtime makes of texts with them. */
 object Fixtures {
@@ -20,6 +23,11 @@ object Fixtures {
 
     val stopStrings: List<JsonObject> by lazy { vectors["stop_strings"].objects() }
 
+    /** Cases of added tokens, each of which makes a tokenizer of `byteModel`. */
+    val addedTokens: List<JsonObject> by lazy { vectors["added_tokens"].objects() }
+
+    val byteModel: JsonObject by lazy { vectors["byte_model"].asJsonObject }
+
     val names: List<String> by lazy { vectors["tokenizers"].asJsonObject.keySet().toList() }
 
     fun expected(name: String): JsonObject = vectors["tokenizers"].asJsonObject[name].asJsonObject
@@ -29,6 +37,18 @@ object Fixtures {
     private val tokenizers = mutableMapOf<String, Tokenizer>()
 
     fun tokenizer(name: String): Tokenizer = tokenizers.getOrPut(name) { Tokenizer.open(file(name)) }
+}
+
+/** The ids, or an error where Python has one. */
+fun assertSameIds(wanted: JsonElement, message: String, action: () -> IntArray) {
+    val found: Any = try {
+        action().toList()
+    } catch (error: PromptException) {
+        "PromptError"
+    } catch (error: BundleException) {
+        "BundleError"
+    }
+    assertEquals(if (wanted.isJsonArray) wanted.ints() else wanted.asString, found, message)
 }
 
 fun JsonElement.objects(): List<JsonObject> = asJsonArray.map { it.asJsonObject }

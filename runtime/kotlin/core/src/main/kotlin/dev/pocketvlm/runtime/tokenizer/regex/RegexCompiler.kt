@@ -45,7 +45,17 @@ internal class RegexCompiler(private val pattern: String) {
         ends.forEach { code[it + 1] = size }
     }
 
-    private fun repeat(node: RegexNode.Repeat) {
+    /** (?:x+)* is x*, and so on: written as it stands, the ways to match it would be without number. */
+    private fun simplified(node: RegexNode.Repeat): RegexNode.Repeat {
+        val inner = node.node as? RegexNode.Repeat ?: return node
+        val simple = listOf(node, inner).all { it.mode == RepeatMode.GREEDY && it.least <= 1 && it.most in setOf(1, RegexNode.UNLIMITED) }
+        if (!simple) return node
+        val most = if (node.most == 1 && inner.most == 1) 1 else RegexNode.UNLIMITED
+        return simplified(RegexNode.Repeat(inner.node, node.least * inner.least, most, RepeatMode.GREEDY))
+    }
+
+    private fun repeat(original: RegexNode.Repeat) {
+        val node = simplified(original)
         val body = node.node
         when {
             body is RegexNode.Single && node.mode != RepeatMode.LAZY -> {
