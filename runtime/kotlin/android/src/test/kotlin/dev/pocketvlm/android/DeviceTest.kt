@@ -2,10 +2,14 @@ package dev.pocketvlm.android
 
 import android.content.Intent
 import android.os.BatteryManager
+import android.system.ErrnoException
+import android.system.OsConstants
+import dev.pocketvlm.runtime.EnvironmentException
 import dev.pocketvlm.runtime.TensorType
 import dev.pocketvlm.runtime.engine.Tensor
 import java.io.File
 import kotlin.test.assertEquals
+import kotlin.test.assertFailsWith
 import kotlin.test.assertNotNull
 import kotlin.test.assertNull
 import kotlin.test.assertTrue
@@ -17,6 +21,7 @@ import org.robolectric.RobolectricTestRunner
 import org.robolectric.RuntimeEnvironment
 import org.robolectric.annotation.Config
 import org.robolectric.shadows.ShadowBuild
+import org.robolectric.shadows.ShadowSharedMemory
 
 @RunWith(RobolectricTestRunner::class)
 @Config(sdk = [35])
@@ -34,6 +39,17 @@ class DeviceTest {
         tensor.data.put(383, 7)
         assertEquals(7, tensor.view(320, listOf(64)).data[63])
         assertEquals(0, Tensor.zeros(TensorType.FLOAT32, listOf(0), SharedMemoryBuffers).count)
+    }
+
+    @Test
+    fun `where there is no room, it says so as other memory does`() {
+        ShadowSharedMemory.setCreateShouldThrow(ErrnoException("ashmem_create_region", OsConstants.ENOMEM))
+        try {
+            val error = assertFailsWith<EnvironmentException> { Tensor.zeros(TensorType.INT8, listOf(4096), SharedMemoryBuffers) }
+            assertTrue("4096 bytes" in error.problem, error.problem)
+        } finally {
+            ShadowSharedMemory.setCreateShouldThrow(null)
+        }
     }
 
     @Test
