@@ -18,6 +18,9 @@ usage: build_apk.sh [options]
   --qnn-aar FILE            onnxruntime-android-qnn  (or POCKETVLM_QNN_AAR)
   --qnn-runtime-aar FILE    qnn-runtime              (or POCKETVLM_QNN_RUNTIME_AAR)
   --runner-only           build pocketvlm-runner.jar alone
+  --from-dex              build pocketvlm-from-dex.jar alone: the runtime's Dalvik code made class files again, so that a
+                          test can run it on a JVM
+  --tools-only            install what is missing, as root on Debian, or say what it is
   --output DIR            where to build (build/android)
   --app DIR               the app's sources (android_demo/app/src/main)
 Environment: POCKETVLM_MAVEN_REPOSITORY, a local Maven repository other than the usual one.
@@ -35,7 +38,7 @@ onnxruntime_aar=${POCKETVLM_ONNXRUNTIME_AAR:-}
 qnn_aar=${POCKETVLM_QNN_AAR:-}
 qnn_runtime_aar=${POCKETVLM_QNN_RUNTIME_AAR:-}
 npu=false
-runner_only=false
+only=apk
 while [ $# -gt 0 ]; do
     case $1 in
     --onnxruntime-aar) onnxruntime_aar=${2:?$1 needs a file} && shift 2 ;;
@@ -44,7 +47,9 @@ while [ $# -gt 0 ]; do
     --output) out=${2:?$1 needs a folder} && shift 2 ;;
     --app) app=${2:?$1 needs a folder} && shift 2 ;;
     --npu) npu=true && shift ;;
-    --runner-only) runner_only=true && shift ;;
+    --runner-only) only=runner && shift ;;
+    --tools-only) only=tools && shift ;;
+    --from-dex) only=from_dex && shift ;;
     --help | -h) usage && exit 0 ;;
     *) usage >&2 && fail "no such option: $1" 2 ;;
     esac
@@ -183,7 +188,7 @@ runtime_classes() {
     local jars=("$RUNTIME/core/target/pocketvlm-core-0.1.0.jar" "$RUNTIME/android/target/pocketvlm-android-0.1.0.jar") jar
     for jar in "${jars[@]}"; do
         if ! up_to_date "$jar" "$RUNTIME/pom.xml" "$RUNTIME"/core/{pom.xml,src/main} "$RUNTIME"/android/{pom.xml,src/main}; then
-            maven -f "$RUNTIME/pom.xml" -pl core,android -Dmaven.test.skip=true package >&2
+            maven -f "$RUNTIME/pom.xml" -pl core,android -DskipTests -Dmaven.test.skip=true package >&2
             break
         fi
     done
@@ -227,6 +232,18 @@ runner_jar() {
     d8 --output "$work/runner-dex.zip" "$work/runner.jar" "$work"/pocketvlm-{core,android}-0.1.0.jar "$libraries_dex"
     pack "$work/pocketvlm-runner.jar" "$work/runner-dex.zip"
     mv "$work/pocketvlm-runner.jar" "$out/pocketvlm-runner.jar"
+}
+
+# dex2jar reads what D8 writes for Android 6, at most.
+from_dex() {
+    local target=$out/pocketvlm-from-dex.jar jars
+    up_to_date "$target" "$work/pocketvlm-core-0.1.0.jar" "$libraries_dex" && return
+    mapfile -t jars <"$work/libraries.txt"
+    min_sdk=23 d8 --output "$work/old-dex.zip" "$work/pocketvlm-core-0.1.0.jar" "${jars[@]}"
+    rm -f "$work/from-dex.jar"
+    java -Xmx2g -cp "$(class_path "$cache/dex2jar.files")" com.googlecode.dex2jar.tools.Dex2jarCmd --force \
+        --output "$work/from-dex.jar" "$work/old-dex.zip" >"$work/dex2jar.log" 2>&1 || { cat "$work/dex2jar.log" >&2 && exit 5; }
+    mv "$work/from-dex.jar" "$target"
 }
 
 resources() {
@@ -338,6 +355,7 @@ archives=()
 apk=$out/pocketvlm-demo.apk
 
 step "tools" install_tools
+[ "$only" = tools ] && exit 0
 min_sdk=$(version_of minSdk)
 java_home=$(dirname "$(dirname "$(readlink -f "$(command -v javac)")")")
 for name in libraries android resources kotlinc r8; do
@@ -355,9 +373,14 @@ step "runtime: core and android" runtime_classes
     >"$work/libraries.txt"
 libraries=$(class_path "$work/libraries.txt"):$work/pocketvlm-core-0.1.0.jar:$work/pocketvlm-android-0.1.0.jar
 step "D8: libraries" libraries_dex
+if [ "$only" = from_dex ]; then
+    step "Maven: dex2jar" resolve dex2jar
+    step "D8 and dex2jar" from_dex
+    exit 0
+fi
 step "kotlinc and D8: runner" runner_jar
 step "check: runner" check_runner
-$runner_only && exit 0
+[ "$only" = runner ] && exit 0
 
 step "aapt2" resources
 step "kotlinc: app" compile_app

@@ -66,7 +66,9 @@ def manifest_faults(manifest: Element, expected: Expected) -> list[str]:
         if library.attributes.get("android:name") == "libcdsprpc.so"
     ]
     if optional != [False]:
-        faults.append("manifest: the native library libcdsprpc.so is not used, or required: the NPU needs it, other phones lack it")
+        faults.append(
+            "manifest: the native library libcdsprpc.so is not used, or required: the NPU needs it, other phones lack it"
+        )
     return faults + _exported_faults(application)
 
 

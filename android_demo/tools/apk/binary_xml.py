@@ -1,4 +1,4 @@
-"""Android's binary XML, as aapt2 writes AndroidManifest.xml: frameworks/base/libs/androidfw/include/androidfw/ResourceTypes.h."""
+"""Android's binary XML, as aapt2 writes AndroidManifest.xml. The format is that of libandroidfw's ResourceTypes.h."""
 
 from __future__ import annotations
 

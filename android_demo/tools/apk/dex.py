@@ -116,9 +116,20 @@ class Dex:
         return int(data[4:7])
 
     def _read_tables(self) -> None:
-        (strings, strings_at, types, types_at, protos, protos_at, fields, fields_at, methods, methods_at, classes, classes_at) = (
-            struct.unpack_from("<12I", self._data, 0x38)
-        )
+        (
+            strings,
+            strings_at,
+            types,
+            types_at,
+            protos,
+            protos_at,
+            fields,
+            fields_at,
+            methods,
+            methods_at,
+            classes,
+            classes_at,
+        ) = struct.unpack_from("<12I", self._data, 0x38)
         offsets = struct.unpack_from(f"<{strings}I", self._data, strings_at)
         self._strings = [self._string(offset) for offset in offsets]
         self._types = [self._strings[index] for index in struct.unpack_from(f"<{types}I", self._data, types_at)]

@@ -19,6 +19,8 @@ _PADDING = 0xD935
 _DATE = (1980, 1, 1, 0, 0, 0)
 _LOAD = 1
 _MACHINES = {"arm64-v8a": 183, "x86_64": 62}
+# Qualcomm's libraries for the NPU's own processor lie among those for the phone's, which never loads them.
+_HEXAGON = 164
 
 
 def is_library(name: str) -> bool:
@@ -66,10 +68,13 @@ def alignment_faults(archive: zipfile.ZipFile) -> list[str]:
     for entry in archive.infolist():
         if is_library(entry.filename):
             faults += _library_faults(archive, entry)
-        elif entry.filename == "resources.arsc":
-            if entry.compress_type != zipfile.ZIP_STORED or data_offset(archive, entry) % _WORD:
-                faults.append("resources.arsc is compressed, or not aligned to 4 bytes: Android 11 and later refuse it")
+        elif entry.filename == "resources.arsc" and not _is_word_aligned(archive, entry):
+            faults.append("resources.arsc is compressed, or not aligned to 4 bytes: Android 11 and later refuse it")
     return faults
+
+
+def _is_word_aligned(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    return entry.compress_type == zipfile.ZIP_STORED and data_offset(archive, entry) % _WORD == 0
 
 
 def _library_faults(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> list[str]:
@@ -79,8 +84,11 @@ def _library_faults(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> list[st
         faults.append(f"{name} is compressed, so it cannot be mapped from the APK")
     elif (rest := data_offset(archive, entry) % PAGE) != 0:
         faults.append(f"{name} begins {rest} bytes behind a page of {PAGE}")
+    content = archive.read(entry)
+    if name.endswith("Skel.so") and content[18:20] == struct.pack("<H", _HEXAGON):
+        return faults
     try:
-        smallest = smallest_segment_alignment(archive.read(entry), name.split("/")[1])
+        smallest = smallest_segment_alignment(content, name.split("/")[1])
     except DamagedError as error:
         return [*faults, f"{name}: {error}"]
     if smallest < PAGE:

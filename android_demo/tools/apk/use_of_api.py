@@ -65,7 +65,9 @@ def api_faults(classes: Iterable[DexClass], oldest: Api, newest: Api, allowances
             if allowance is None:
                 faults.append(f"{found.name} uses {used}, which the oldest Android lacks")
             elif allowance.since is not None and not _has(own, newest, owner, member):
-                faults.append(f"{found.name} uses {used}, which no Android has, though {allowance.by} allows it as one that has")
+                faults.append(
+                    f"{found.name} uses {used}, which no Android has, though {allowance.by} allows it as one that has"
+                )
     return faults
 
 

@@ -2,12 +2,14 @@ package dev.pocketvlm.android
 
 import android.graphics.Bitmap
 import android.graphics.BitmapFactory
+import android.graphics.Color
 import dev.pocketvlm.runtime.EnvironmentException
 import dev.pocketvlm.runtime.ImageException
 import dev.pocketvlm.runtime.image.CheckedImageDecoder
 import dev.pocketvlm.runtime.image.EncodedImage
 import dev.pocketvlm.runtime.image.ImageCodec
 import dev.pocketvlm.runtime.image.ImageFormat
+import dev.pocketvlm.runtime.image.ImageSource
 import dev.pocketvlm.runtime.image.RgbImage
 import dev.pocketvlm.runtime.image.overWhite
 import java.io.ByteArrayOutputStream
@@ -26,7 +28,7 @@ import java.nio.ByteBuffer
 public class BitmapCodec : ImageCodec {
     private val decoder = BitmapDecoder()
 
-    override fun decode(source: dev.pocketvlm.runtime.image.ImageSource, maxPixels: Long): RgbImage = decoder.decode(source, maxPixels)
+    override fun decode(source: ImageSource, maxPixels: Long): RgbImage = decoder.decode(source, maxPixels)
 
     override fun encode(image: RgbImage, jpeg: Boolean): ByteArray {
         val bitmap = Bitmap.createBitmap(image.width, image.height, Bitmap.Config.ARGB_8888)
@@ -62,6 +64,7 @@ private class BitmapDecoder : CheckedImageDecoder() {
         if (image.format == ImageFormat.TIFF) {
             throw ImageException("${image.name} is a TIFF image, which Android cannot read", "convert it to PNG or JPEG")
         }
+        checkComplete(image)
         val options = BitmapFactory.Options().apply {
             inPreferredConfig = Bitmap.Config.ARGB_8888
             inScaled = false
@@ -80,14 +83,16 @@ private class BitmapDecoder : CheckedImageDecoder() {
             bitmap.recycle()
         }
         try {
-            return RgbImage(image.width, image.height, overWhite(samples, image.width, image.height))
+            // Pillow takes the fourth byte of a BMP's pixels for padding.
+            val opaque = image.format != ImageFormat.WEBP
+            return RgbImage(image.width, image.height, rgb(samples, image.width, image.height, opaque))
         } finally {
             SharedMemoryBuffers.free(samples)
         }
     }
 
-    /** RGB of rows of RGBA, with white behind it. */
-    private fun overWhite(samples: ByteBuffer, width: Int, height: Int): ByteArray {
+    /** RGB of rows of four samples, with white behind what is not [opaque]. */
+    private fun rgb(samples: ByteBuffer, width: Int, height: Int, opaque: Boolean): ByteArray {
         val pixels = ByteArray(width * height * 3)
         val row = ByteArray(width * SAMPLES)
         var target = 0
@@ -95,9 +100,9 @@ private class BitmapDecoder : CheckedImageDecoder() {
         repeat(height) {
             samples.get(row)
             for (source in row.indices step SAMPLES) {
-                val alpha = row[source + 3].toInt() and 255
-                for (channel in 0 until 3) {
-                    val value = row[source + channel]
+                val alpha = if (opaque) 255 else row[source + 3].toInt() and 255
+                for (place in order) {
+                    val value = row[source + place]
                     pixels[target++] = if (alpha == 255) value else overWhite(value.toInt() and 255, alpha).toByte()
                 }
             }
@@ -107,5 +112,14 @@ private class BitmapDecoder : CheckedImageDecoder() {
 
     private companion object {
         const val SAMPLES = 4
+
+        /** Where red, green and blue lie within a pixel: first to third on Android, the other way round on desktops. */
+        val order: IntArray by lazy {
+            val pixel = Bitmap.createBitmap(1, 1, Bitmap.Config.ARGB_8888)
+            pixel.eraseColor(Color.rgb(1, 2, 3))
+            val samples = ByteBuffer.allocate(SAMPLES).also(pixel::copyPixelsToBuffer).array()
+            pixel.recycle()
+            IntArray(3) { channel -> samples.indexOf((channel + 1).toByte()) }
+        }
     }
 }
