@@ -20,7 +20,7 @@ import java.nio.ByteBuffer
  * Image files by Android's own decoders: JPEG, WEBP and BMP; PNG and GIF are [CheckedImageDecoder]'s. There is no TIFF.
  *
  * The samples are taken as they are stored: neither converted to another colour space, which Pillow does not do either, nor
- * multiplied by their alpha, nor scaled to the screen's density.
+ * multiplied by their alpha, nor scaled to the screen's density. BMP of 16 bits for a pixel may differ from Pillow by a level.
  *
  * Beside the result, 4 bytes for each pixel are held while the file is decoded, and once more while they are copied out of the
  * bitmap; both lie outside the Java heap.
