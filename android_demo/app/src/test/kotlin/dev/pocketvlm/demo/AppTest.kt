@@ -81,6 +81,9 @@ abstract class AppTest {
     /** Views of the latest turn. */
     val Activity.lastTurn: View get() = view<ViewGroup>(R.id.conversation).run { getChildAt(childCount - 1) }
 
+    /** Views right below this one. */
+    val View.children: List<View> get() = (this as? ViewGroup)?.let { group -> List(group.childCount, group::getChildAt) }.orEmpty()
+
     fun View.text(id: Int): String = findViewById<TextView>(id).text.toString()
 
     fun View.isShown(id: Int): Boolean = findViewById<View>(id).isShown

@@ -16,6 +16,8 @@ object DemoBundle {
     /** Questions and right answers, by the screenshot's name. */
     val questions: Map<String, List<Pair<String, String>>> by lazy {
         val root = JsonParser.parseString(TestPictures.file("demo/screens/questions.json").readText()).asJsonObject
-        root.entrySet().associate { (name, pairs) -> name to pairs.asJsonArray.map { it.asJsonArray[0].asString to it.asJsonArray[1].asString } }
+        root.entrySet().associate { (name, pairs) ->
+            name to pairs.asJsonArray.map { it.asJsonArray }.map { it[0].asString to it[1].asString }
+        }
     }
 }

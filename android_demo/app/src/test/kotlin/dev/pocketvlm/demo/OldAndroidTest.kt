@@ -59,8 +59,9 @@ class OldAndroidTest : AppTest() {
 
     /** The JPEG with an EXIF segment that says how the camera was held. */
     private fun withOrientation(jpeg: ByteArray, orientation: Int): ByteArray {
-        val tiff = byteArrayOf('M'.code.toByte(), 'M'.code.toByte(), 0, 42, 0, 0, 0, 8, 0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation.toByte(), 0, 0, 0, 0, 0, 0)
-        val exif = "Exif\u0000\u0000".toByteArray() + tiff
+        val header = byteArrayOf(0, 42, 0, 0, 0, 8)
+        val entry = byteArrayOf(0, 1, 1, 0x12, 0, 3, 0, 0, 0, 1, 0, orientation.toByte(), 0, 0, 0, 0, 0, 0)
+        val exif = "Exif\u0000\u0000MM".toByteArray() + header + entry
         val length = exif.size + 2
         val segment = byteArrayOf(0xff.toByte(), 0xe1.toByte(), (length shr 8).toByte(), length.toByte()) + exif
         return jpeg.copyOf(2) + segment + jpeg.copyOfRange(2, jpeg.size)

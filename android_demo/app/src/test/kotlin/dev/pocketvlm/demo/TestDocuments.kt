@@ -21,7 +21,8 @@ class TestDocuments : ContentProvider() {
 
     fun uri(name: String): Uri = Uri.Builder().scheme("content").authority(AUTHORITY).path(name).build()
 
-    fun content(name: String): String = File(folder, name).readText()
+    /** What another app has written so far. */
+    fun content(name: String): String = File(folder, name).run { if (exists()) readText() else "" }
 
     override fun onCreate(): Boolean = true
 

@@ -29,11 +29,12 @@ class AttachmentStrip(private val activity: Activity, private val remove: (Long)
         val encoding = attachment.encoding
         val state = stateText(encoding)
         val plan = planText(encoding)
+        val told = listOf(state, plan).filter(String::isNotEmpty).joinToString()
         view.findViewById<ImageView>(R.id.attachment_thumbnail).showThumbnail(attachment.picture)
         view.findViewById<TextView>(R.id.attachment_state).showText(state)
         view.findViewById<TextView>(R.id.attachment_plan).showText(plan)
         view.findViewById<View>(R.id.attachment_summary).contentDescription =
-            activity.getString(R.string.attachment_description, number, listOf(state, plan).filter(String::isNotEmpty).joinToString())
+            activity.getString(R.string.attachment_description, number, told)
         // Invisible, not gone: the card keeps its height when the encoding ends.
         view.findViewById<View>(R.id.attachment_progress).visibility =
             if (encoding is Encoding.Done) View.INVISIBLE else View.VISIBLE
@@ -44,7 +45,8 @@ class AttachmentStrip(private val activity: Activity, private val remove: (Long)
 
     private fun stateText(encoding: Encoding): String = when (encoding) {
         is Encoding.Waiting -> activity.getString(R.string.encoding_waiting)
-        is Encoding.Working -> activity.getString(if (encoding.plan == null) R.string.encoding_opening else R.string.encoding_working)
+        is Encoding.Working ->
+            activity.getString(if (encoding.plan == null) R.string.encoding_opening else R.string.encoding_working)
         is Encoding.Done -> encoding.milliseconds?.let { activity.getString(R.string.encoding_done, figures.duration(it)) }
             ?: activity.getString(R.string.encoding_cached)
     }

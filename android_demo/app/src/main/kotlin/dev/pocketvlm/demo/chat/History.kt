@@ -12,7 +12,8 @@ fun history(turns: List<ChatTurn>): List<Message> = turns.flatMap { turn ->
     val question = Message.user(turn.question, *images)
     when (val answer = turn.answer) {
         is AnswerState.Waiting -> listOf(question)
-        is AnswerState.Finished -> if (answer.text.isEmpty()) emptyList() else listOf(question, Message(Role.ASSISTANT, answer.text))
+        is AnswerState.Finished ->
+            if (answer.text.isEmpty()) emptyList() else listOf(question, Message(Role.ASSISTANT, answer.text))
         is AnswerState.Streaming, is AnswerState.Failed -> emptyList()
     }
 }

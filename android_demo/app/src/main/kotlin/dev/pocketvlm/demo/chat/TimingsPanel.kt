@@ -88,7 +88,9 @@ class TimingsPanel(private val activity: Activity, toggle: () -> Unit) {
         val actual = metrics?.backendActual ?: ready.session.backend
         val requested = metrics?.backendRequested ?: activity.getString(R.string.backend_automatic)
         val passedOver = ready.passedOver.mapNotNull { note ->
-            note.obstacle?.let { activity.getString(R.string.passed_over, it.message(activity.resources), it.hint(activity.resources)) }
+            note.obstacle?.let {
+                activity.getString(R.string.passed_over, it.message(activity.resources), it.hint(activity.resources))
+            }
         }
         return (listOf(activity.getString(R.string.backend_line, actual, requested)) + passedOver).joinToString("\n")
     }

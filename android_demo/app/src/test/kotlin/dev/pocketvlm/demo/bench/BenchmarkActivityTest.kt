@@ -2,7 +2,6 @@ package dev.pocketvlm.demo.bench
 
 import android.content.Intent
 import android.view.View
-import android.view.ViewGroup
 import android.widget.EditText
 import com.google.gson.JsonObject
 import com.google.gson.JsonParser
@@ -36,8 +35,8 @@ class BenchmarkActivityTest : AppTest() {
         assertEquals("text" to "", rows.first())
         assertEquals("12", rows.toMap()["prompt_tokens"]?.substringBefore(" "))
         val json = sharedJson()
-        val keys = listOf("model", "variant", "backend_actual", "stages", "emulated", "settings", "note", "results", "runtime", "device")
-        assertEquals(keys, json.keySet().toList())
+        val keys = "model variant backend_actual stages emulated settings note results runtime device"
+        assertEquals(keys, json.keySet().joinToString(" "))
         assertEquals(2, json.getAsJsonObject("settings")["repetitions"].asInt)
         assertEquals("SM8750", json.getAsJsonObject("device")["soc"].asString)
         assertTrue(json.getAsJsonObject("results").getAsJsonObject("text").has("decode_tok_s"))
@@ -55,7 +54,7 @@ class BenchmarkActivityTest : AppTest() {
         assertEquals(listOf("image cold", "image encoded"), rows().filter { it.second.isEmpty() }.map { it.first })
         activity.view<View>(R.id.save).performClick()
         activity.answerPicker(documents.uri("bench.json"))
-        await("the file") { runCatching { JsonParser.parseString(documents.content("bench.json")).isJsonObject }.getOrDefault(false) }
+        await("the file") { documents.content("bench.json").endsWith("}") }
         val saved = JsonParser.parseString(documents.content("bench.json")).asJsonObject
         assertEquals("screen.png", saved.getAsJsonObject("settings")["image"].asString)
         activity.view<View>(R.id.picture_clear).performClick()
@@ -96,17 +95,15 @@ class BenchmarkActivityTest : AppTest() {
     }
 
     private fun set(repetitions: Int, promptTokens: Int, newTokens: Int) {
-        for ((id, value) in listOf(R.id.repetitions to repetitions, R.id.prompt_tokens to promptTokens, R.id.new_tokens to newTokens)) {
-            activity.view<EditText>(id).setText(value.toString())
-        }
+        activity.view<EditText>(R.id.repetitions).setText(repetitions.toString())
+        activity.view<EditText>(R.id.prompt_tokens).setText(promptTokens.toString())
+        activity.view<EditText>(R.id.new_tokens).setText(newTokens.toString())
     }
 
     private fun awaitResults() = await("the results") { activity.isShown(R.id.results_card) }
 
-    private fun rows(): List<Pair<String, String>> {
-        val list = activity.view<ViewGroup>(R.id.results)
-        return (0 until list.childCount).map { list.getChildAt(it).run { text(R.id.result_name) to text(R.id.result_value) } }
-    }
+    private fun rows(): List<Pair<String, String>> =
+        activity.view<View>(R.id.results).children.map { it.text(R.id.result_name) to it.text(R.id.result_value) }
 
     private fun sharedJson(): JsonObject {
         activity.view<View>(R.id.share).performClick()

@@ -5,7 +5,6 @@ import android.app.AlertDialog
 import android.content.Intent
 import android.view.View
 import android.view.ViewGroup
-import android.widget.TextView
 import dev.pocketvlm.demo.AppTest
 import dev.pocketvlm.demo.R
 import dev.pocketvlm.demo.TestBundle
@@ -32,13 +31,13 @@ class BundlesActivityTest : AppTest() {
         val card = card("demo-model")
         assertTrue(card.text(R.id.bundle_facts), card.text(R.id.bundle_facts).matches(Regex("tiny · 0 parameters · [0-9.]+ kB")))
         assertEquals("Licence: none", card.text(R.id.bundle_licence))
-        val variants = card.findViewById<ViewGroup>(R.id.bundle_variants)
+        val variants = card.findViewById<View>(R.id.bundle_variants).children
         assertEquals(
             listOf(
                 "qnn:SM8750 · fp32" to "Does not run here: No Qualcomm libraries were given",
                 "fake-cpu · fp32" to "Runs here",
             ),
-            (0 until variants.childCount).map { variants.getChildAt(it).run { text(R.id.variant_name) to text(R.id.variant_reason) } },
+            variants.map { it.text(R.id.variant_name) to it.text(R.id.variant_reason) },
         )
         activity.view<View>(R.id.import_button).performClick()
         await("the card to go") { !activity.isShown(R.id.import_card) }
@@ -71,7 +70,9 @@ class BundlesActivityTest : AppTest() {
         val first = useBundle()
         importZip("tiny.zip", TestBundle { it.getAsJsonObject("model").addProperty("name", "tiny 2") }.zip())
         awaitOutcome("tiny is imported and verified")
-        await("the new session") { (app.container.sessions.state.value as? SessionState.Ready)?.session?.manifest?.model?.name == "tiny 2" }
+        await("the new session") {
+            (app.container.sessions.state.value as? SessionState.Ready)?.session?.manifest?.model?.name == "tiny 2"
+        }
         assertTrue(first.session !== (app.container.sessions.state.value as SessionState.Ready).session)
     }
 
@@ -125,12 +126,10 @@ class BundlesActivityTest : AppTest() {
         shadowOf(activity).receiveResult(request, Activity.RESULT_OK, Intent().setData(uri))
     }
 
-    private fun awaitOutcome(title: String) = await(title) { activity.isShown(R.id.import_card) && activity.text(R.id.import_title) == title }
+    private fun awaitOutcome(title: String) =
+        await(title) { activity.isShown(R.id.import_card) && activity.text(R.id.import_title) == title }
 
-    private fun names(): List<String> {
-        val list = activity.view<ViewGroup>(R.id.bundles)
-        return (0 until list.childCount).map { list.getChildAt(it).findViewById<TextView>(R.id.bundle_name).text.toString() }
-    }
+    private fun names(): List<String> = activity.view<View>(R.id.bundles).children.map { it.text(R.id.bundle_name) }
 
     private fun card(name: String): View {
         await("the card of $name") { name in names() }

@@ -102,12 +102,9 @@ class ChatActivityTest : AppTest() {
         assertFalse(activity.isShown(R.id.timings_grid))
         activity.view<View>(R.id.timings_header).performClick()
         await("the grid") { activity.isShown(R.id.timings_grid) }
-        val grid = activity.view<ViewGroup>(R.id.timings_grid)
-        val shown = (0 until grid.childCount).associate { index ->
-            grid.getChildAt(index).run { text(R.id.timing_name) to text(R.id.timing_value) }
-        }
-        val names = listOf("Tiles", "Image tokens", "Vision", "First text", "Prefill", "Decode", "Prompt reused", "Memory (PSS)", "Thermal")
-        assertEquals(names, shown.keys.toList())
+        val shown = activity.view<View>(R.id.timings_grid).children.associate { it.text(R.id.timing_name) to it.text(R.id.timing_value) }
+        val names = "Tiles, Image tokens, Vision, First text, Prefill, Decode, Prompt reused, Memory (PSS), Thermal"
+        assertEquals(names, shown.keys.joinToString())
         assertEquals("123 MB", shown["Memory (PSS)"])
         assertEquals("Cool", shown["Thermal"])
         assertEquals("0", shown["Tiles"])

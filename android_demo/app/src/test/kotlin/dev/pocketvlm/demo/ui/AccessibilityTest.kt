@@ -60,8 +60,7 @@ class AccessibilityTest : AppTest() {
     private fun complaints(screen: Activity, view: View): List<String> {
         if (!view.isShown) return emptyList()
         val own = listOfNotNull(size(view), name(view), cut(view)).map { "${screen.localClassName}: ${describe(view)}: $it" }
-        val children = (view as? ViewGroup)?.let { group -> (0 until group.childCount).flatMap { complaints(screen, group.getChildAt(it)) } }
-        return own + children.orEmpty()
+        return own + view.children.flatMap { complaints(screen, it) }
     }
 
     private fun size(view: View): String? {
@@ -77,10 +76,9 @@ class AccessibilityTest : AppTest() {
         return "no name".takeIf { says.isBlank() && view.labelFor == View.NO_ID && !labelled(view) }
     }
 
-    private fun labelled(view: View): Boolean = (view.rootView as ViewGroup).let { root -> all(root).any { it.labelFor == view.id } }
+    private fun labelled(view: View): Boolean = all(view.rootView).any { it.labelFor == view.id }
 
-    private fun all(group: ViewGroup): List<View> =
-        (0 until group.childCount).flatMap { listOf(group.getChildAt(it)) + ((group.getChildAt(it) as? ViewGroup)?.let(::all)).orEmpty() }
+    private fun all(view: View): List<View> = listOf(view) + view.children.flatMap(::all)
 
     private fun cut(view: View): String? {
         val layout = (view as? TextView)?.layout ?: return null
