@@ -53,7 +53,7 @@ data class BenchmarkState(
 
 /** Measures the model in memory. */
 class BenchmarkViewModel(
-    sessions: SessionHolder,
+    private val sessions: SessionHolder,
     private val codec: ImageCodec,
     private val reader: PictureReader,
     private val device: Device,
@@ -82,11 +82,12 @@ class BenchmarkViewModel(
 
     /** Begins, unless a measurement runs or there is no session. */
     fun start(settings: BenchmarkSettings) {
-        val ready = states.value.session as? SessionState.Ready ?: return
-        if (run?.isActive == true) return
+        if (states.value.session !is SessionState.Ready || run?.isActive == true) return
         dismissProblem()
         run = scope.launch {
-            reporting(::fail) { measure(ready.session, settings.copy(image = states.value.picture?.name)) }
+            // The benchmark makes the same prompts and pictures every time: an earlier run's would be in the session's caches.
+            val session = sessions.fresh() ?: return@launch
+            reporting(::fail) { measure(session, settings.copy(image = states.value.picture?.name)) }
         }
     }
 

@@ -67,6 +67,12 @@ class SessionHolder(
         restore()
     }
 
+    /** Closes the session and opens another one of the same bundle, in which nothing is cached; null where that fails. */
+    suspend fun fresh(): VlmSession? = turn.withLock {
+        reopen()
+        (states.value as? SessionState.Ready)?.session
+    }
+
     /** Lets go of the bundle [name], which is about to be replaced or deleted; returns whether it was in use. */
     suspend fun leave(name: String): Boolean {
         if (selected != name) return false

@@ -62,6 +62,25 @@ class BenchmarkActivityTest : AppTest() {
     }
 
     @Test
+    fun `a second run finds nothing of the first in a cache`() {
+        useBundle(TestBundle(chain = emptyMap()))
+        activity.view<View>(R.id.picture_choose).performClick()
+        activity.answerPicker(documents.add("screen.png", TestPictures.png(64, 32)))
+        await("the picture") { activity.text(R.id.picture_name) == "screen.png" }
+        set(repetitions = 1, promptTokens = 8, newTokens = 3)
+        val reports = List(2) {
+            val before = activity.model.state.value.measurement
+            activity.view<View>(R.id.run).performClick()
+            await("the results") { activity.model.state.value.measurement.let { now -> now is Measurement.Done && now !== before } }
+            (activity.model.state.value.measurement as Measurement.Done).report
+        }
+        for (metrics in reports.flatMap { it.runs.getValue("image cold") }) {
+            assertTrue("encoded in ${metrics.visionMs} ms", metrics.visionMs > 0)
+            assertFalse(metrics.imageWasCached)
+        }
+    }
+
+    @Test
     fun `a prompt that does not fit is told of`() {
         useBundle()
         set(repetitions = 1, promptTokens = 900, newTokens = 4)
