@@ -32,9 +32,9 @@ android-tools:
 
 # The phone's side: the runtime, the app, the APK, and tests of them together with Python.
 android: $(STAMP) android-tools
-	mvn -q -B -f runtime/kotlin/pom.xml verify
+	mvn -q -B -f runtime/kotlin/pom.xml clean verify
 	test -f build/demo-bundle/manifest.json || $(BIN)/pocketvlm export demo/model -o build/demo-bundle -c export_configs/demo.ort-cpu.yaml
-	mvn -q -B -f android_demo/pom.xml verify
+	mvn -q -B -f android_demo/pom.xml clean verify
 	android_demo/build_apk.sh
 	$(BIN)/python -m pytest -q -m android
 

@@ -39,6 +39,7 @@ public data class BenchmarkSettings(
  * been encoded. No run may profit from an earlier one: every prompt begins with another number, and every picture differs in
  * one corner.
  *
+ * @param session one that has answered nothing yet: a second benchmark would find its pictures and prompts in the caches.
  * @param progress is told what comes next, once per run.
  */
 public class Benchmark(

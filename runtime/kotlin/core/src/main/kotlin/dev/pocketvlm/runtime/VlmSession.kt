@@ -193,13 +193,25 @@ public class VlmSession private constructor(
          * @throws UsageException an option outside its range, or no such target.
          * @throws EnvironmentException this machine cannot run it.
          */
-        public suspend fun open(path: File, options: SessionOptions): VlmSession = withContext(Dispatchers.IO) {
+        public suspend fun open(path: File, options: SessionOptions): VlmSession {
+            var opened: VlmSession? = null
+            try {
+                return withContext(Dispatchers.IO) {
+                    val context = coroutineContext
+                    load(path, options) { context.ensureActive() }.also { opened = it }
+                }
+            } catch (error: CancellationException) {
+                // Cancelled on the way back: nobody else knows of it.
+                opened?.close()
+                throw error
+            }
+        }
+
+        private fun load(path: File, options: SessionOptions, checkCancelled: () -> Unit): VlmSession {
             val started = System.nanoTime()
-            val context = coroutineContext
-            val checkCancelled = { context.ensureActive() }
             val bundle = options.trace.span("check") { Bundle.open(path, options.verify, options.unpackTo, checkCancelled) }
             try {
-                bundle.named {
+                return bundle.named {
                     val variant = bundle.variant(options.engines, options.target)
                     checkOptions(variant, options)
                     val parts = SessionParts.open(bundle, variant, options, checkCancelled)
