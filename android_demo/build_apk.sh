@@ -92,7 +92,7 @@ step() {
 }
 
 maven() {
-    mvn -q -B ${POCKETVLM_MAVEN_REPOSITORY:+"-Dmaven.repo.local=$POCKETVLM_MAVEN_REPOSITORY"} "$@"
+    mvn -q -B -Dstyle.color=never ${POCKETVLM_MAVEN_REPOSITORY:+"-Dmaven.repo.local=$POCKETVLM_MAVEN_REPOSITORY"} "$@"
 }
 
 # The files of a pom's dependencies, one a line, in $cache/NAME.files. Asked again when a pom has changed or a file has gone.
@@ -210,7 +210,7 @@ d8() {
 # What does not change from build to build is converted once.
 libraries_dex() {
     local key
-    key=$({ cat "$cache/r8.files" && xargs -d '\n' sha256sum <"$work/libraries.txt"; } | sha256sum | cut -c1-16)
+    key=$({ cat "$cache/r8.files" && xargs -d '\n' sha256sum <"$work/libraries.txt" | cut -d' ' -f1; } | sha256sum | cut -c1-16)
     libraries_dex=$cache/libraries-$min_sdk-$key.zip
     [ -f "$libraries_dex" ] && return
     mapfile -t jars <"$work/libraries.txt"
