@@ -213,7 +213,8 @@ def _run(adb: Adb, script: str, limit: float, progress: Progress) -> Answer:
 
 
 def _tell(progress: Progress, line: str) -> None:
-    if line:
+    # An error comes once more on stdout, as an object, and is told as this command's own.
+    if line and not line.startswith("error: "):
         progress.note("".join(char if char.isprintable() else "?" for char in line))
 
 
