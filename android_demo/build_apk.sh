@@ -12,7 +12,7 @@ PACKAGE=dev.pocketvlm.demo
 usage() {
     cat <<USAGE
 usage: build_apk.sh [options]
-  --onnxruntime-aar FILE  onnxruntime-android, with the native libraries; else that of POCKETVLM_ONNXRUNTIME_AAR, else
+  --onnxruntime-android FILE  onnxruntime-android, with the native libraries; else that of POCKETVLM_ONNXRUNTIME_AAR, else
                           what Maven or Gradle has fetched; without one, the APK can show its screens and run no model
   --npu                   build the variant for Qualcomm's NPU, which takes two other archives:
   --qnn-aar FILE            onnxruntime-android-qnn  (or POCKETVLM_QNN_AAR)
@@ -41,7 +41,7 @@ npu=false
 only=apk
 while [ $# -gt 0 ]; do
     case $1 in
-    --onnxruntime-aar) onnxruntime_aar=${2:?$1 needs a file} && shift 2 ;;
+    --onnxruntime-android) onnxruntime_aar=${2:?$1 needs a file} && shift 2 ;;
     --qnn-aar) qnn_aar=${2:?$1 needs a file} && shift 2 ;;
     --qnn-runtime-aar) qnn_runtime_aar=${2:?$1 needs a file} && shift 2 ;;
     --output) out=${2:?$1 needs a folder} && shift 2 ;;
@@ -391,7 +391,7 @@ echo "$apk"
 if [ ${#archives[@]} -eq 0 ]; then
     cat >&2 <<NOTE
 note: $(basename "$apk") has NO native libraries and cannot run a model: onnxruntime-android was not found.
-      Give its archive by --onnxruntime-aar FILE, or have Maven fetch it:
+      Give its archive by --onnxruntime-android FILE, or have Maven fetch it:
       mvn dependency:get -Dartifact=com.microsoft.onnxruntime:onnxruntime-android:VERSION:aar
 NOTE
 fi

@@ -90,7 +90,7 @@ def test_without_an_archive_the_name_says_so(folder: Path, monkeypatch: pytest.M
 
 
 def test_with_native_libraries(folder: Path, archives: Path) -> None:
-    done = build("--output", folder, "--onnxruntime-aar", archives / "onnxruntime-android.aar")
+    done = build("--output", folder, "--onnxruntime-android", archives / "onnxruntime-android.aar")
     assert done.returncode == 0, done.stderr
     assert "pocketvlm-demo.apk: checked" in done.stdout
     assert libraries(folder / "pocketvlm-demo.apk") == {"arm64-v8a": LIBRARIES, "x86_64": LIBRARIES}
@@ -110,14 +110,14 @@ def test_segments_for_small_pages_are_refused(folder: Path, tools: Any, jar: Pat
     archive = tmp_path / "old.aar"
     with zipfile.ZipFile(jar) as source:
         tools.write(archive, source, ["arm64-v8a", "x86_64"], alignment=4096)
-    done = build("--output", folder, "--onnxruntime-aar", archive)
+    done = build("--output", folder, "--onnxruntime-android", archive)
     assert done.returncode == 4
     assert "has a segment aligned to 4096" in done.stderr
     assert [path.name for path in folder.glob("*.apk*")] == ["pocketvlm-demo.apk.rejected"]
 
 
 def test_an_archive_without_a_processor_is_refused(folder: Path, archives: Path) -> None:
-    done = build("--output", folder, "--onnxruntime-aar", archives / "onnxruntime-android-qnn.aar")
+    done = build("--output", folder, "--onnxruntime-android", archives / "onnxruntime-android-qnn.aar")
     assert done.returncode != 0
     assert "no library for x86_64" in done.stderr
     assert list(folder.glob("*.apk*")) == []
@@ -133,5 +133,5 @@ def test_the_runner_is_one_jar() -> None:
 def test_options(tmp_path: Path) -> None:
     assert build("--help").returncode == 0
     assert "no such option: --nothing" in build("--nothing").stderr
-    done = build("--output", tmp_path / "x", "--onnxruntime-aar", tmp_path / "none.aar")
+    done = build("--output", tmp_path / "x", "--onnxruntime-android", tmp_path / "none.aar")
     assert "no such file" in done.stderr
