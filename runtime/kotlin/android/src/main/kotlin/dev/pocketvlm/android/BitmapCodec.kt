@@ -6,7 +6,7 @@ import android.graphics.Color
 import dev.pocketvlm.runtime.EnvironmentException
 import dev.pocketvlm.runtime.ImageException
 import dev.pocketvlm.runtime.image.CheckedImageDecoder
-import dev.pocketvlm.runtime.image.EncodedImage
+import dev.pocketvlm.runtime.image.ImageFile
 import dev.pocketvlm.runtime.image.ImageCodec
 import dev.pocketvlm.runtime.image.ImageFormat
 import dev.pocketvlm.runtime.image.ImageSource
@@ -60,7 +60,7 @@ public class BitmapCodec : ImageCodec {
 }
 
 private class BitmapDecoder : CheckedImageDecoder() {
-    override fun decodePixels(image: EncodedImage): RgbImage {
+    override fun decodePixels(image: ImageFile): RgbImage {
         if (image.format == ImageFormat.TIFF) {
             throw ImageException("${image.name} is a TIFF image, which Android cannot read", "convert it to PNG or JPEG")
         }

@@ -1,6 +1,6 @@
 package dev.pocketvlm.android
 
-import dev.pocketvlm.runtime.image.EncodedImage
+import dev.pocketvlm.runtime.image.ImageFile
 import dev.pocketvlm.runtime.image.ImageFormat
 import java.io.DataInputStream
 import java.io.EOFException
@@ -11,7 +11,7 @@ import java.io.IOException
  *
  * @throws IOException the file ends before its pixels do.
  */
-internal fun checkComplete(image: EncodedImage) {
+internal fun checkComplete(image: ImageFile) {
     try {
         DataInputStream(image.open().buffered()).use { input ->
             when (image.format) {
@@ -42,7 +42,7 @@ private fun findEndOfJpeg(input: DataInputStream) {
     }
 }
 
-private fun skipBmp(input: DataInputStream, image: EncodedImage) {
+private fun skipBmp(input: DataInputStream, image: ImageFile) {
     skip(input, 10)
     val pixelsAt = little32(input)
     val header = little32(input)

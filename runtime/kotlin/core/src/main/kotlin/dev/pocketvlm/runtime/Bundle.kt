@@ -85,7 +85,7 @@ public class Bundle private constructor(
                     "give the directory that `pocketvlm export` wrote",
                 )
             }
-            val directory = BundleZip(path, checkCancelled).unpack(unpackTo)
+            val directory = withBundleName(name) { BundleZip.unpackFile(path, unpackTo, checkCancelled) }
             try {
                 val manifest = withBundleName(name) { BundleFiles(directory, checkCancelled).check(verify) }
                 return Bundle(directory, manifest, name, temporary = true)

@@ -1,7 +1,7 @@
 package dev.pocketvlm.runtime
 
 import dev.pocketvlm.runtime.image.CheckedImageDecoder
-import dev.pocketvlm.runtime.image.EncodedImage as ImageFile
+import dev.pocketvlm.runtime.image.ImageFile
 import dev.pocketvlm.runtime.image.ImageSource
 import dev.pocketvlm.runtime.image.RgbImage
 import java.io.File

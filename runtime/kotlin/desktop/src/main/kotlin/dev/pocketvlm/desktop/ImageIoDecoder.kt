@@ -2,7 +2,7 @@ package dev.pocketvlm.desktop
 
 import dev.pocketvlm.runtime.ImageException
 import dev.pocketvlm.runtime.image.CheckedImageDecoder
-import dev.pocketvlm.runtime.image.EncodedImage
+import dev.pocketvlm.runtime.image.ImageFile
 import dev.pocketvlm.runtime.image.ImageFormat
 import dev.pocketvlm.runtime.image.ImageSource
 import dev.pocketvlm.runtime.image.RgbImage
@@ -22,7 +22,7 @@ import javax.imageio.stream.MemoryCacheImageInputStream
  * Beside the result, BMP and TIFF are held once more while they are read, JPEG is not.
  */
 public class ImageIoDecoder : CheckedImageDecoder() {
-    override fun decodePixels(image: EncodedImage): RgbImage = when (image.format) {
+    override fun decodePixels(image: ImageFile): RgbImage = when (image.format) {
         ImageFormat.JPEG -> read(image, "jpeg") { decodeJpeg(it, checkNotNull(image.jpegColours)) }
         ImageFormat.BMP -> read(image, "bmp") { rgbOf(it.read(0), image.name) }
         ImageFormat.TIFF -> read(image, "tiff") { rgbOf(it.read(0), image.name, colourMap(it)) }
@@ -31,7 +31,7 @@ public class ImageIoDecoder : CheckedImageDecoder() {
         )
     }
 
-    private fun <T> read(image: EncodedImage, format: String, decode: (ImageReader) -> T): T {
+    private fun <T> read(image: ImageFile, format: String, decode: (ImageReader) -> T): T {
         val reader = ImageIO.getImageReadersByFormatName(format).next()
         try {
             stream(image).use { input ->
@@ -49,7 +49,7 @@ public class ImageIoDecoder : CheckedImageDecoder() {
         }
     }
 
-    private fun stream(image: EncodedImage): ImageInputStream = when (val source = image.source) {
+    private fun stream(image: ImageFile): ImageInputStream = when (val source = image.source) {
         is ImageSource.File -> FileImageInputStream(source.file)
         else -> MemoryCacheImageInputStream(image.open())
     }

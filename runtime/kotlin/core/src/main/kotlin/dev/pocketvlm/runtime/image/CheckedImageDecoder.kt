@@ -32,7 +32,7 @@ public abstract class CheckedImageDecoder : ImageDecoder {
      * @throws ImageException the format or the kind of pixels is not supported here.
      * @throws Exception any other means that the file is damaged.
      */
-    protected abstract fun decodePixels(image: EncodedImage): RgbImage
+    protected abstract fun decodePixels(image: ImageFile): RgbImage
 
     private fun decodeFile(source: ImageSource.File, maxPixels: Long): RgbImage {
         val file = source.file
@@ -60,7 +60,7 @@ public abstract class CheckedImageDecoder : ImageDecoder {
             throw ImageException("$name holds several frames or pages", "save the one that is meant as a PNG")
         }
         val (width, height) = header.width.toInt() to header.height.toInt()
-        val encoded = EncodedImage(name, source, format, width, height, header.orientation, header.jpegColours)
+        val encoded = ImageFile(name, source, format, width, height, header.orientation, header.jpegColours)
         val stored = reading(name, "damaged or incomplete", "save or copy the image again") {
             when (format) {
                 ImageFormat.PNG -> PngDecoder(file).decode()

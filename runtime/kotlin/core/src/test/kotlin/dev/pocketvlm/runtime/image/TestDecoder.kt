@@ -4,9 +4,9 @@ import dev.pocketvlm.runtime.Fixtures
 
 /** A platform that reads nothing by itself: what it was asked for, and grey pixels of the right size. */
 internal class TestDecoder : CheckedImageDecoder() {
-    var asked: EncodedImage? = null
+    var asked: ImageFile? = null
 
-    override fun decodePixels(image: EncodedImage): RgbImage {
+    override fun decodePixels(image: ImageFile): RgbImage {
         asked = image
         return RgbImage(image.width, image.height, ByteArray(image.width * image.height * 3) { 127 })
     }

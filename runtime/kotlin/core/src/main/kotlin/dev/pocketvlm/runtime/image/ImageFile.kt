@@ -18,7 +18,7 @@ public enum class JpegColours { GREY, YCC, RGB, CMYK, YCCK }
  * @property orientation EXIF's, 1 to 8; [CheckedImageDecoder] applies it.
  * @property jpegColours null for other formats.
  */
-public class EncodedImage internal constructor(
+public class ImageFile internal constructor(
     public val name: String,
     public val source: ImageSource,
     public val format: ImageFormat,
