@@ -6,9 +6,11 @@ import android.provider.OpenableColumns
 import dev.pocketvlm.demo.Problem
 import dev.pocketvlm.demo.ProblemException
 import dev.pocketvlm.demo.R
+import dev.pocketvlm.runtime.BundleZip
 import java.io.File
 import java.io.FileNotFoundException
 import java.io.InputStream
+import java.io.OutputStream
 
 /** Where a bundle comes from. */
 interface BundleSource {
@@ -33,7 +35,7 @@ class ZipDocument(private val resolver: ContentResolver, private val uri: Uri) :
 
     override fun bytes(): Long? = described.second
 
-    override fun copyTo(directory: File, written: (Int) -> Unit) = open().use { ZipUnpacker(written).unpack(it, directory) }
+    override fun copyTo(directory: File, written: (Int) -> Unit) = open().use { BundleZip(written).unpack(it, directory) }
 
     private fun open(): InputStream = try {
         resolver.openInputStream(uri) ?: throw FileNotFoundException(uri.toString())
@@ -61,7 +63,7 @@ class PushedBundle(private val path: File) : BundleSource {
 
     override fun copyTo(directory: File, written: (Int) -> Unit) {
         if (path.isFile) {
-            path.inputStream().use { ZipUnpacker(written).unpack(it, directory) }
+            path.inputStream().use { BundleZip(written).unpack(it, directory) }
             return
         }
         for (file in path.walk().filter(File::isFile)) {
@@ -71,8 +73,22 @@ class PushedBundle(private val path: File) : BundleSource {
         }
     }
 
+    private fun copyBlocks(source: InputStream, target: OutputStream, written: (Int) -> Unit) {
+        val block = ByteArray(BLOCK)
+        while (true) {
+            val count = source.read(block)
+            if (count < 0) return
+            target.write(block, 0, count)
+            written(count)
+        }
+    }
+
     override fun done() {
         path.deleteRecursively()
+    }
+
+    private companion object {
+        const val BLOCK = 1 shl 18
     }
 }
 

@@ -4,6 +4,7 @@ import dev.pocketvlm.demo.ProblemException
 import dev.pocketvlm.demo.TestBundle
 import dev.pocketvlm.runtime.Bundle
 import dev.pocketvlm.runtime.BundleException
+import dev.pocketvlm.runtime.BundleZip
 import java.io.ByteArrayInputStream
 import java.io.File
 import java.io.IOException
@@ -70,9 +71,9 @@ class BundleImporterTest {
         val cases = listOf(
             "no zip".toByteArray() to "no zip, or an empty one",
             TestBundle.zip(files).copyOf(4000) to "damaged zip: unexpected EOF",
-            TestBundle.zip(mapOf("../evil" to byteArrayOf(1))) to "the zip has an unsafe path",
-            TestBundle.zip(mapOf("/evil" to byteArrayOf(1))) to "the zip has an unsafe path",
-            TestBundle.zip(files, ZipEntry.DEFLATED) to "manifest.json is compressed",
+            TestBundle.zip(mapOf("../evil" to byteArrayOf(1))) to "the zip: unsafe file path '../evil'",
+            TestBundle.zip(mapOf("/evil" to byteArrayOf(1))) to "the zip: unsafe file path '/evil'",
+            TestBundle.zip(files, ZipEntry.DEFLATED) to "manifest.json is compressed or encrypted",
             TestBundle.zip(mapOf("photo.jpg" to byteArrayOf(1))) to "picked: no manifest.json",
             TestBundle.ofNewerSchema().zip() to "picked: manifest.json has schema 2.0; this reader knows 1.x",
         )
@@ -163,7 +164,7 @@ class BundleImporterTest {
 
         override fun copyTo(directory: File, written: (Int) -> Unit) {
             var total = 0L
-            ZipUnpacker {
+            BundleZip {
                 total += it
                 check(total)
                 written(it)
