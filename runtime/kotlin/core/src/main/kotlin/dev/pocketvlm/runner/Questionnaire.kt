@@ -42,14 +42,7 @@ internal class Questionnaire(private val session: VlmSession) {
         return linkedMapOf(
             "text" to finished.text,
             "token_ids" to finished.tokenIds,
-            "tile_plan" to finished.tilePlans.map {
-                linkedMapOf(
-                    "grid" to listOf(it.grid.cols, it.grid.rows),
-                    "tiles" to it.tiles,
-                    "thumbnail" to it.thumbnail,
-                    "image_tokens" to it.imageTokens,
-                )
-            },
+            "tile_plan" to finished.tilePlans.map { it.toMap() },
             "metrics" to finished.metrics.toMap(),
         )
     }

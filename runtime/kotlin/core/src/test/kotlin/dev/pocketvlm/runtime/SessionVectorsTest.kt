@@ -87,14 +87,7 @@ class SessionVectorsTest {
             linkedMapOf(
                 "text" to finished.text,
                 "token_ids" to finished.tokenIds,
-                "tile_plans" to finished.tilePlans.map {
-                    linkedMapOf(
-                        "grid" to listOf(it.grid.cols, it.grid.rows),
-                        "tiles" to it.tiles,
-                        "thumbnail" to it.thumbnail,
-                        "image_tokens" to it.imageTokens,
-                    )
-                },
+                "tile_plans" to finished.tilePlans.map { it.toMap() },
                 "metrics" to finished.metrics.toMap().filterKeys { it in figures },
             ),
         )

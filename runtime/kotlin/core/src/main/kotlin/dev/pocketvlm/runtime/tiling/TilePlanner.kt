@@ -19,6 +19,14 @@ import dev.pocketvlm.runtime.TilingSpec
 public data class TilePlan(val grid: Grid, val tiles: Int, val thumbnail: Boolean, val imageTokens: Int) {
     /** Tiles that go through the vision encoder, the thumbnail included. */
     val encodedTiles: Int get() = if (thumbnail) tiles + 1 else tiles
+
+    /** The plan by the names that Python's `--json` gives it. */
+    public fun toMap(): Map<String, Any> = linkedMapOf(
+        "grid" to listOf(grid.cols, grid.rows),
+        "tiles" to tiles,
+        "thumbnail" to thumbnail,
+        "image_tokens" to imageTokens,
+    )
 }
 
 /** Picks grids and counts tokens: the same plans as `runtime/tiling.py`, for every size. */
